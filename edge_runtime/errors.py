@@ -1,0 +1,89 @@
+"""Every error this project raises on purpose, and what each means to a program.
+
+::
+
+    EdgeRuntimeError                internal            exit 1
+    ├── ModelFileError              model_file          exit 3   a GGUF that is broken
+    │   └── UnsupportedModelError   unsupported_model   exit 3   a sound GGUF that the engine cannot run
+    ├── ModelNotFoundError          model_not_found     exit 4
+    ├── DownloadError               download            exit 5
+    ├── RequestError                invalid_request     exit 2   a parameter out of range
+    │   ├── ContextOverflowError    context_overflow    exit 2   more tokens than the context holds
+    │   └── ChatTemplateError       chat_template       exit 2
+    ├── OutOfMemoryError            out_of_memory       exit 6
+    └── DependencyError             dependency          exit 7   a library or an extra is missing or wrong
+
+A message says what was found, what was needed and what to do. It never quotes a prompt.
+"""
+
+
+class EdgeRuntimeError(Exception):
+    """Base of all errors raised on purpose.
+
+    Attributes:
+        code: stable identifier for programs (``--json``, logs, APIs).
+        exit_code: what the command line exits with.
+    """
+
+    code = "internal"
+    exit_code = 1
+
+
+class ModelFileError(EdgeRuntimeError):
+    """A model file is damaged, truncated or contradicts itself."""
+
+    code = "model_file"
+    exit_code = 3
+
+
+class UnsupportedModelError(ModelFileError):
+    """A sound model file that needs an architecture or a type the engine does not have."""
+
+    code = "unsupported_model"
+
+
+class ModelNotFoundError(EdgeRuntimeError):
+    """No model of that name in the store and no file at that path."""
+
+    code = "model_not_found"
+    exit_code = 4
+
+
+class DownloadError(EdgeRuntimeError):
+    """A model could not be fetched, or what arrived was not what was asked for."""
+
+    code = "download"
+    exit_code = 5
+
+
+class RequestError(EdgeRuntimeError, ValueError):
+    """A request's parameter is out of range."""
+
+    code = "invalid_request"
+    exit_code = 2
+
+
+class ContextOverflowError(RequestError):
+    """Prompt and answer together need more tokens than the context holds."""
+
+    code = "context_overflow"
+
+
+class ChatTemplateError(RequestError):
+    """The model's chat template is missing, broken, or refuses these messages."""
+
+    code = "chat_template"
+
+
+class OutOfMemoryError(EdgeRuntimeError):
+    """The device has too little memory for what was asked."""
+
+    code = "out_of_memory"
+    exit_code = 6
+
+
+class DependencyError(EdgeRuntimeError):
+    """A library is missing, too old, or was built without what is needed."""
+
+    code = "dependency"
+    exit_code = 7

@@ -1,0 +1,1 @@
+"""Pure importance prediction: hidden states in, importance of each neuron group out. No engine import."""
