@@ -1,0 +1,1 @@
+"""One model on one machine. Knows nothing of networks or users."""
