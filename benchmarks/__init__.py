@@ -1,0 +1,1 @@
+"""Measurements against peers. Each module runs as ``python -m benchmarks.NAME [--quick]``."""
