@@ -355,15 +355,18 @@ class _Builder:
         if grouped.gate_up is not None:
             both_ids = self._input(f"gate_up_groups.{layer}", np.int32, rows, 2 * count)
             both = ggml.mul_mat_id(ctx, grouped.gate_up, expanded, both_ids)  # [size, 2 count, rows]
-            strides = (size * _FLOAT, 2 * count * size * _FLOAT)
-            gate = ggml.view_3d(ctx, both, size, count, rows, *strides, 0)
-            up = ggml.view_3d(ctx, both, size, count, rows, *strides, count * size * _FLOAT)
+            stride = 2 * count * size * _FLOAT
+            gate = ggml.view_2d(ctx, both, count * size, rows, stride, 0)
+            up = ggml.view_2d(ctx, both, count * size, rows, stride, count * size * _FLOAT)
         else:
-            gate = ggml.mul_mat_id(ctx, grouped.gate, expanded, ids)
-            up = ggml.mul_mat_id(ctx, grouped.up, expanded, ids)
+            gate, up = (
+                ggml.reshape_2d(ctx, ggml.mul_mat_id(ctx, matrix, expanded, ids), count * size, rows)
+                for matrix in (grouped.gate, grouped.up)
+            )
         gate = self._add_group_side(layer, "ffn_gate", gate, x, ids)
         up = self._add_group_side(layer, "ffn_up", up, x, ids)
-        activation = ggml.swiglu_split(ctx, gate, up)  # [size, count, rows]
+        activation = ggml.swiglu_split(ctx, gate, up)
+        activation = ggml.reshape_3d(ctx, activation, size, count, rows)
         self._capture("ffn_activation", layer, activation, count * size)
         parts = ggml.mul_mat_id(ctx, grouped.down, activation, ids)  # [n_embd, count, rows]
         output = self._sum_groups(parts, hp.n_embd)
@@ -377,7 +380,7 @@ class _Builder:
         return result
 
     def _add_group_side(self, layer: int, kind: str, part: int, x: int, ids: int) -> int:
-        """Side path of gate or up, cut to the chosen groups: [group_size, count, rows]."""
+        """Side path of gate or up, cut to the chosen groups: [count * group_size, rows]."""
         side = self._side(f"blk.{layer}.{kind}.weight", x)
         if side is None:
             return part
@@ -385,7 +388,11 @@ class _Builder:
         if grouped.padding:
             side = ggml.pad(ctx, side, grouped.padding, 0, 0, 0)
         side = ggml.reshape_3d(ctx, side, grouped.group_size, grouped.n_groups, self._rows)
-        result: int = ggml.add(ctx, ggml.get_rows(ctx, side, ids), part)
+        chosen = ggml.get_rows(ctx, side, ids)  # [group_size, count, rows]
+        count = self._spec.groups_of(layer)
+        result: int = ggml.add(
+            ctx, ggml.reshape_2d(ctx, chosen, count * grouped.group_size, self._rows), part
+        )
         return result
 
     def _add_down_side(self, layer: int, output: int, activation: int, ids: int) -> int:

@@ -147,11 +147,13 @@ class Model:
             inputs["cells"][:n_rows] = cells
             inputs["cells"][n_rows:] = self._n_kv_max
             self.cells.write_mask(inputs["mask"], rows.sequences, rows.positions)
-            inputs["mask"][n_rows:] = 0
+            inputs["mask"][n_rows:] = -np.inf
+            inputs["mask"][n_rows:, 0] = 0  # a row that sees nothing would be a division by zero
         for name, values in rows.values(self._adapters, inputs):
             target = inputs[name]
             target[: len(values)] = values
-            target[len(values) :] = 0
+            # Padding rows repeat the first: group ids must differ within a row, zeros would not.
+            target[len(values) :] = values[:1]
         self._backend.compute(graph.pointer)
         captured = {
             capture: values[:n_rows].copy()
