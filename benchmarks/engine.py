@@ -1,4 +1,4 @@
-"""Speed and memory of the engine beside llama.cpp on the same files: ``python -m benchmarks.engine [--quick]``.
+"""Speed and memory of the engine beside llama.cpp: ``python -m benchmarks.engine [--quick]``.
 
 The files have TinyLlama-1.1B's shape and random weights; speed does not depend on the values. Both
 sides stay loaded in processes of their own and take turns; each ratio is the median over the rounds.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import first_token
@@ -16,7 +17,9 @@ from benchmarks.sides import SideName, SideProcess
 from models.synthetic import SyntheticModel, write_synthetic_gguf
 
 _CACHE = Path(__file__).parent.parent / ".cache" / "benchmarks"
-_TINY_LLAMA = {"n_layers": 22, "n_embd": 2048, "n_ff": 5632, "n_head": 32, "n_head_kv": 4}
+_TINY_LLAMA = SyntheticModel(
+    n_layers=22, n_embd=2048, n_ff=5632, n_head=32, n_head_kv=4, n_vocab=32000, n_ctx=2048
+)
 _SIDES: tuple[SideName, SideName] = ("ours", "llama.cpp")
 # What each quantization must reach of llama.cpp's speed.
 _BARS = {"Q4_0": 1.0, "Q4_K_M": 0.97, "Q8_0": 0.97}
@@ -27,11 +30,8 @@ def tiny_llama(quantization: str) -> Path:
     _CACHE.mkdir(parents=True, exist_ok=True)
     path = _CACHE / f"tinyllama-{quantization.lower()}.gguf"
     if not path.exists():
-        model = SyntheticModel(
-            architecture="llama", n_vocab=32000, n_ctx=2048, quantization=quantization, **_TINY_LLAMA
-        )
         unfinished = path.with_suffix(".unfinished")
-        write_synthetic_gguf(unfinished, model)
+        write_synthetic_gguf(unfinished, replace(_TINY_LLAMA, quantization=quantization))
         unfinished.rename(path)
     return path
 

@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -46,13 +47,12 @@ class Ours:
     def step(self, tokens: list[int], position: int, n_sequences: int) -> NDArray[np.float32]:
         from edge_runtime.engine.batch import Batch
 
-        n_rows = len(tokens) * n_sequences
         positions = np.tile(np.arange(position, position + len(tokens), dtype=np.int32), n_sequences)
         sequences = np.repeat(np.arange(n_sequences, dtype=np.int32), len(tokens))
         wanted = [(sequence + 1) * len(tokens) - 1 for sequence in range(n_sequences)]
         batch = Batch(tokens * n_sequences, positions, sequences, wanted)
-        assert n_rows == len(batch.positions)
-        return self._model.forward(batch).logits[-1]
+        logits: NDArray[np.float32] = self._model.forward(batch).logits[-1]
+        return logits
 
 
 class LlamaCpp:
@@ -105,9 +105,10 @@ def _peak_bytes() -> int:
 
 
 def _measure(side: Side, command: list[str]) -> dict[str, Any]:
-    """``prefill N``: seconds for N tokens. ``decode N S``: seconds for N steps of S sequences, after 32 tokens.
+    """Answer one command.
 
-    ``memory``: peak bytes of this process so far.
+    ``prefill N``: seconds for N tokens. ``decode N S``: median seconds of N steps of S sequences, after a
+    prefix of 32 tokens. ``memory``: peak bytes of this process so far.
     """
     if command[0] == "memory":
         return {"bytes": _peak_bytes()}
@@ -148,7 +149,7 @@ class SideProcess:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{self._process.args} ended with status {self._process.wait()}")
+            raise RuntimeError(f"a side of the benchmark ended with status {self._process.wait()}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -169,8 +170,8 @@ class SideProcess:
 def main(arguments: list[str]) -> None:
     """Serve one side on standard input and output."""
     name, path, threads, context, n_sequences = arguments
-    kind = {"ours": Ours, "llama.cpp": LlamaCpp}[name]
-    side: Side = kind(Path(path), int(threads), int(context), int(n_sequences))
+    kinds: dict[str, Callable[[Path, int, int, int], Side]] = {"ours": Ours, "llama.cpp": LlamaCpp}
+    side = kinds[name](Path(path), int(threads), int(context), int(n_sequences))
     side.step([3, 4, 5], 0, 1)
     print(json.dumps({"ready": name}), flush=True)
     for line in sys.stdin:

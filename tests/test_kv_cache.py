@@ -30,7 +30,7 @@ def test_a_token_sees_its_own_sequence_up_to_its_position() -> None:
 def test_a_full_pool_refuses_and_changes_nothing() -> None:
     cells = KVCells(4, 1)
     place(cells, 0, 0, 1, 2)
-    with pytest.raises(ContextOverflowError, match="2 cells.*1 of 4"):
+    with pytest.raises(ContextOverflowError, match=r"2 cells.*1 of 4"):
         place(cells, 0, 3, 4)
     assert cells.length(0) == 3 and cells.n_free == 1
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from models.synthetic import SyntheticModel, write_synthetic_gguf
 
 from edge_runtime.engine.adapters import LowRank
 from edge_runtime.engine.architecture import read_hyperparameters
@@ -14,6 +13,7 @@ from edge_runtime.engine.gguf import GGUFFile
 from edge_runtime.engine.graph import Capture
 from edge_runtime.engine.model import Model
 from edge_runtime.errors import ContextOverflowError, RequestError
+from models.synthetic import SyntheticModel, write_synthetic_gguf
 
 TOKENS = [1, 17, 42, 99, 200, 31, 8]
 POSITIONS = list(range(len(TOKENS)))
@@ -100,7 +100,7 @@ def test_sequences_in_one_batch_do_not_see_each_other(model: Model, n_sequences:
 def test_layer_ranges_in_turn_equal_one_run(model: Model) -> None:
     whole = logits_of(model)
     clear(model)
-    first = model.forward(Batch(TOKENS, POSITIONS, layers=range(0, 2), capture=[Capture("residual", 2)]))
+    first = model.forward(Batch(TOKENS, POSITIONS, layers=range(2), capture=[Capture("residual", 2)]))
     assert first.logits.shape == (0, 300)
     second = model.forward(Batch(None, POSITIONS, hidden=first.hidden, layers=range(2, N_LAYERS)))
     assert_close(second.logits, whole)
@@ -318,10 +318,10 @@ def test_a_full_cache_is_a_clear_error_and_loses_nothing(model: Model) -> None:
         {"sequences": 6},
         {"sequences": [0, -1, 0]},
         {"logits": [3]},
-        {"layers": range(0, 4)},
+        {"layers": range(4)},
         {"layers": range(2, 1)},
         {"layers": range(0, 3, 2)},
-        {"layers": range(0, 2), "logits": [0]},
+        {"layers": range(2), "logits": [0]},
         {"groups": {0: [6]}},
         {"groups": {0: [-1]}},
         {"groups": {0: [1, 1]}},

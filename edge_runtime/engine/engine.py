@@ -12,9 +12,9 @@ import numpy as np
 
 from edge_runtime.engine.architecture import Hyperparameters, check_tensors, read_hyperparameters
 from edge_runtime.engine.backend import default_threads
+from edge_runtime.engine.batch import Batch
 from edge_runtime.engine.chat_template import ChatTemplate
 from edge_runtime.engine.gguf import GGUFFile
-from edge_runtime.engine.batch import Batch
 from edge_runtime.engine.model import Model
 from edge_runtime.engine.sampling import Sampler, SamplingParameters
 from edge_runtime.engine.text_stream import TextStream
@@ -203,13 +203,12 @@ class Engine:
             )
         if len(tokens) >= self.context:
             raise ContextOverflowError(
-                f"the prompt has {len(tokens)} tokens and the context holds {self.context}, one of them for the "
-                "answer; shorten the prompt or load the model with a larger context"
+                f"the prompt has {len(tokens)} tokens and the context holds {self.context}, one of them for "
+                "the answer; shorten the prompt or load the model with a larger context"
             )
         if min(tokens) < 0 or max(tokens) >= self.hyperparameters.n_vocab:
-            raise RequestError(
-                f"token ids {min(tokens)}..{max(tokens)}; this model's go from 0 to {self.hyperparameters.n_vocab - 1}"
-            )
+            highest = self.hyperparameters.n_vocab - 1
+            raise RequestError(f"token ids {min(tokens)}..{max(tokens)}; this model's go from 0 to {highest}")
         return Generation(self, tokens, sampling or SamplingParameters(), max_tokens, stop)
 
     def chat(

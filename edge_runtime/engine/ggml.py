@@ -152,14 +152,33 @@ _SIGNATURES: dict[str, dict[str, tuple[Any, tuple[Any, ...]]]] = {
 }
 
 CPU_FEATURES = (
-    "sse3 ssse3 avx avx_vnni avx2 bmi2 f16c fma avx512 avx512_vbmi avx512_vnni avx512_bf16 amx_int8 "
-    "neon arm_fma fp16_va dotprod matmul_int8 sve sme llamafile"
-).split()
+    "sse3",
+    "ssse3",
+    "avx",
+    "avx_vnni",
+    "avx2",
+    "bmi2",
+    "f16c",
+    "fma",
+    "avx512",
+    "avx512_vbmi",
+    "avx512_vnni",
+    "avx512_bf16",
+    "amx_int8",
+    "neon",
+    "arm_fma",
+    "fp16_va",
+    "dotprod",
+    "matmul_int8",
+    "sve",
+    "sme",
+    "llamafile",
+)
 
 if sys.maxsize < 2**32 or sys.byteorder != "little":
     raise DependencyError(
-        f"this is a {platform.machine()} system with {platform.architecture()[0]} Python, {sys.byteorder}-endian; "
-        "the engine needs a 64-bit little-endian one: install a 64-bit operating system"
+        f"this is a {platform.machine()} system with {platform.architecture()[0]} Python, "
+        f"{sys.byteorder}-endian; the engine needs a 64-bit little-endian one: install a 64-bit operating system"
     )
 
 

@@ -86,8 +86,8 @@ class KVCells:
         free = np.flatnonzero(self._position == _FREE)
         if len(free) < count:
             raise ContextOverflowError(
-                f"{count} tokens need {count} cells of the KV cache and {len(free)} of {self.n_cells} are free; "
-                "shorten the prompt, drop older turns, or load the model with a larger context"
+                f"{count} tokens need {count} cells of the KV cache and {len(free)} of {self.n_cells} "
+                "are free; shorten the prompt, drop older turns, or load the model with a larger context"
             )
         return free[:count]
 
@@ -124,7 +124,7 @@ class KVCells:
         self._length[sequence] = int(held.max()) + 1 if held.size else 0
 
     def copy(self, source: int, target: int, stop: int | None = None) -> None:
-        """Let `target` share positions 0 .. stop - 1 of `source` (stop None: all); what it held is dropped."""
+        """Let `target`, emptied first, share positions 0 .. stop - 1 of `source` (stop None: all)."""
         if source == target:
             return
         self.remove(target)

@@ -1,4 +1,7 @@
-"""Advice to the kernel about memory that the engine maps. Advice may be refused; results never depend on it."""
+"""Memory that the engine maps, and advice to the kernel about it.
+
+Advice may be refused; results never depend on it.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ import mmap
 import sys
 
 import numpy as np
+
+from edge_runtime.errors import OutOfMemoryError
 
 _HUGE_PAGE = 2 << 20
 
@@ -48,5 +53,14 @@ else:
 
 
 def zeroed(size: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
-    """`size` zero bytes, page-aligned, that become resident only as they are written."""
-    return np.frombuffer(mmap.mmap(-1, max(size, mmap.PAGESIZE)), np.uint8)
+    """`size` zero bytes, page-aligned, that become resident only as they are written.
+
+    Raises:
+        OutOfMemoryError: the system refuses that much.
+    """
+    try:
+        return np.frombuffer(mmap.mmap(-1, max(size, mmap.PAGESIZE)), np.uint8)
+    except (OSError, OverflowError) as error:
+        raise OutOfMemoryError(
+            f"{size / 1e6:.0f} MB for the KV cache could not be reserved; choose a smaller context"
+        ) from error

@@ -60,8 +60,8 @@ def allocate(buffer_type: int, size: int, purpose: str) -> int:
     buffer = ggml.backend_buft_alloc_buffer(buffer_type, size)
     if not buffer:
         raise OutOfMemoryError(
-            f"{size / 1e6:.0f} MB for {purpose} could not be allocated; close other programs, choose a smaller "
-            'model or quantization, or load with weights="mmap"'
+            f"{size / 1e6:.0f} MB for {purpose} could not be allocated; close other programs, choose a "
+            'smaller model or quantization, or load with weights="mmap"'
         )
     return int(buffer)
 
@@ -145,6 +145,8 @@ class Weights:
         self._context = TensorContext(len(gguf.tensors) + 4 * len(placements) + 8)
         try:
             self._map_file()
+            if repack:
+                self._read_ahead_mapped(placements)
             self._repack(placements, threads, progress or (lambda share: None))
         except BaseException:
             self.close()
@@ -227,6 +229,13 @@ class Weights:
             tensor = ggml.new_tensor_3d(self._context.pointer, record.type, *shape)
             ggml.backend_tensor_alloc(buffer, tensor, address)
             self._tensors[name] = tensor
+
+    def _read_ahead_mapped(self, placements: list[_Placement]) -> None:
+        """Let the kernel read what stays in the file while the rest is being repacked."""
+        copied = {part.name for placement in placements for part in placement.parts}
+        for name, record in self._gguf.tensors.items():
+            if name not in copied:
+                memory.read_ahead(self._base + record.offset, record.size)
 
     def _repack(self, placements: list[_Placement], threads: int, progress: Callable[[float], None]) -> None:
         if not placements or self.repack_types is None:
