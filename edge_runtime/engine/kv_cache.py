@@ -106,9 +106,10 @@ class KVCells:
         self, mask: NDArray[np.float16], sequences: NDArray[np.int32], positions: NDArray[np.int32]
     ) -> None:
         """Fill `mask` (n_rows, n_kv): 0 where a token may look at a cell, -inf elsewhere (causal)."""
-        n_kv = mask.shape[1]
+        n_kv = min(mask.shape[1], self.n_cells)
         visible = self._member[sequences, :n_kv] & (self._position[:n_kv] <= positions[:, None])
-        mask[: len(positions)] = np.where(visible, np.float16(0), np.float16(-np.inf))
+        mask[: len(positions), n_kv:] = -np.inf
+        mask[: len(positions), :n_kv] = np.where(visible, np.float16(0), np.float16(-np.inf))
 
     def remove(self, sequence: int, start: int = 0, stop: int | None = None) -> None:
         """Take positions start .. stop - 1 (stop None: to the end) away from `sequence`."""
