@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from models.synthetic import SyntheticModel, write_synthetic_gguf
 
 from edge_runtime.engine.engine import Engine, EngineOptions
 from edge_runtime.engine.sampling import SamplingParameters
@@ -14,6 +13,7 @@ from edge_runtime.errors import (
     EdgeRuntimeError,
     RequestError,
 )
+from models.synthetic import SyntheticModel, write_synthetic_gguf
 
 GREEDY = SamplingParameters(temperature=0)
 PROMPT = "A small computer on a windowsill"

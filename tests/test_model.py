@@ -228,7 +228,6 @@ def test_a_side_path_equals_changed_weights(matrix: str, tmp_path: Path) -> None
         results.append(logits_of(model, adapters=adapters))
         if adapters:
             model.cut_neuron_groups(32)
-            model.set_adapters({"edit": [change]})
             groups = {layer: np.arange(6) for layer in range(N_LAYERS)}
             assert_close(logits_of(model, adapters=adapters, groups=groups), results[0])
             assert_close(logits_of(model, adapters=adapters, logits=[6]), results[0][6:])
@@ -296,6 +295,28 @@ def test_weights_left_in_the_file_give_the_same_text(tmp_path: Path) -> None:
     assert (results[0].argmax(axis=1) == results[1].argmax(axis=1)).all()
     # Kernels of the two layouts sum in different orders.
     assert np.abs(results[0] - results[1]).max() < 0.02 * np.ptp(results[0])
+
+
+def test_keys_may_be_kept_more_or_less_exactly(tmp_path: Path) -> None:
+    model = SyntheticModel(n_layers=2, n_embd=64, n_ff=128, n_head=2, n_head_kv=1, n_vocab=300)
+    write_synthetic_gguf(tmp_path / "model.gguf", model)
+    results = {}
+    for kv_type in ("f32", "f16", "q8_0"):
+        with GGUFFile(tmp_path / "model.gguf") as gguf:
+            hyperparameters = read_hyperparameters(gguf)
+            model = Model(gguf, hyperparameters, n_cells=64, threads=2, kv_type=kv_type)  # type: ignore[assignment]
+            results[kv_type] = (logits_of(model), model.kv_bytes)
+            model.close()
+    assert results["f32"][1] > 1.5 * results["f16"][1] > 2 * results["q8_0"][1]
+    exact = results["f32"][0]
+    error = {kind: np.abs(logits - exact).max() / np.ptp(exact) for kind, (logits, _) in results.items()}
+    assert 0 < error["f16"] < 1e-3 < error["q8_0"] < 0.05
+
+
+def test_keys_of_odd_heads_are_not_quantized(tmp_path: Path) -> None:
+    write_synthetic_gguf(tmp_path / "model.gguf", shape("F32"))
+    with GGUFFile(tmp_path / "model.gguf") as gguf, pytest.raises(RequestError, match="heads 16 wide"):
+        Model(gguf, read_hyperparameters(gguf), n_cells=64, kv_type="q8_0")
 
 
 def test_a_full_cache_is_a_clear_error_and_loses_nothing(model: Model) -> None:

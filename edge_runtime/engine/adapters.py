@@ -71,6 +71,7 @@ class AdapterBank:
         version: int,
     ) -> None:
         self.version = version
+        self.adapters = dict(adapters)
         self.names = frozenset(adapters)
         self._hp = hyperparameters
         stacked: dict[str, list[tuple[str, LowRank]]] = {}

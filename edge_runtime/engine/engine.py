@@ -15,6 +15,7 @@ from edge_runtime.engine.backend import default_threads
 from edge_runtime.engine.batch import Batch
 from edge_runtime.engine.chat_template import ChatTemplate
 from edge_runtime.engine.gguf import GGUFFile
+from edge_runtime.engine.kv_tensors import KVType
 from edge_runtime.engine.model import Model
 from edge_runtime.engine.sampling import Sampler, SamplingParameters
 from edge_runtime.engine.text_stream import TextStream
@@ -39,6 +40,7 @@ class EngineOptions:
         sequences: requests that can be in progress at the same time.
         weights: ``repack`` copies them to the fastest layout; ``mmap`` leaves them in the file, for
             devices short of memory.
+        kv_type: how keys and values are kept: ``f16``, ``f32`` (twice the memory) or ``q8_0`` (half).
 
     Raises:
         RequestError: a value out of range.
@@ -49,6 +51,7 @@ class EngineOptions:
     batch: int = 512
     sequences: int = 1
     weights: Literal["repack", "mmap"] = "repack"
+    kv_type: KVType = "f16"
 
     def __post_init__(self) -> None:
         for name, highest in (
@@ -139,6 +142,7 @@ class Engine:
                 n_cells=context * options.sequences,
                 n_sequences=options.sequences,
                 threads=options.threads or default_threads(),
+                kv_type=options.kv_type,
                 repack=options.weights == "repack",
                 progress=progress,
             )

@@ -27,6 +27,7 @@ LLAMA_CPP_PYTHON = "0.3.36"
 # Values of enum ggml_type that the engine itself names.
 TYPE_F32 = 0
 TYPE_F16 = 1
+TYPE_Q8_0 = 8
 TYPE_I32 = 26
 TYPE_I64 = 27
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from edge_runtime.engine import ggml
 from edge_runtime.engine.adapters import AdapterBank
 from edge_runtime.engine.architecture import Hyperparameters
+from edge_runtime.engine.kv_tensors import KVTensors
 from edge_runtime.engine.neuron_groups import GroupedLayer
 from edge_runtime.engine.weights import EMBEDDING, HEAD, TensorContext, Weights
 from edge_runtime.errors import OutOfMemoryError
@@ -83,8 +84,7 @@ class GraphParts:
 
     hyperparameters: Hyperparameters
     weights: Weights
-    keys: list[int]  # per layer, (n_cells + 1, n_head_kv * head_dim) float16
-    values: list[int]
+    kv: KVTensors
     grouped: list[GroupedLayer] = field(default_factory=list)
     adapters: AdapterBank | None = None
 
@@ -286,11 +286,12 @@ class _Builder:
         q = self._rope(layer, "attn_q", q, hp.n_head)
         k = self._rope(layer, "attn_k", k, hp.n_head_kv)
         k = ggml.reshape_2d(ctx, k, kv_width, spec.rows)
-        keys, values = self._parts.keys[layer], self._parts.values[layer]
+        kv = self._parts.kv
+        keys, values = kv.keys[layer], kv.values[layer]
         # Written before attention reads: the graph runs nodes in the order they are added.
         ggml.build_forward_expand(self._graph, ggml.set_rows(ctx, keys, k, self._cells))
         ggml.build_forward_expand(self._graph, ggml.set_rows(ctx, values, v, self._cells))
-        strides = (kv_width * 2, hp.head_dim * 2)  # float16
+        strides = [ggml.row_size(kv.type, width) for width in (kv_width, hp.head_dim)]
         keys = ggml.view_3d(ctx, keys, hp.head_dim, spec.n_kv, hp.n_head_kv, *strides, 0)
         values = ggml.view_3d(ctx, values, hp.head_dim, spec.n_kv, hp.n_head_kv, *strides, 0)
         q = ggml.permute(ctx, q, 0, 2, 1, 3)  # [head_dim, rows, n_head]

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from contextlib import ExitStack, closing
 
 import numpy as np
 
-from edge_runtime.engine import ggml, memory
 from edge_runtime.engine.adapters import AdapterBank, LowRank
 from edge_runtime.engine.architecture import Hyperparameters
 from edge_runtime.engine.backend import Backend
@@ -19,8 +18,9 @@ from edge_runtime.engine.batch import Batch, CheckedBatch, Result
 from edge_runtime.engine.gguf import GGUFFile
 from edge_runtime.engine.graph import DENSE, Capture, Graph, GraphParts, GraphSpec
 from edge_runtime.engine.kv_cache import KVCells
+from edge_runtime.engine.kv_tensors import KVTensors, KVType
 from edge_runtime.engine.neuron_groups import NeuronGroups
-from edge_runtime.engine.weights import HEAD, TensorContext, Weights
+from edge_runtime.engine.weights import Weights
 
 _KV_STEP = 256  # attention looks at a multiple of this many cells, so that graphs are reused
 _MAX_GRAPHS = 24
@@ -36,11 +36,16 @@ class Model:
         n_cells: tokens that the KV cache holds, all sequences together.
         n_sequences: sequences that can be kept apart.
         threads: CPU threads.
+        kv_type: how keys and values are kept: ``f16``, ``f32`` (twice the memory) or ``q8_0`` (half).
         repack: copy weights to the layout of the fastest kernels; False leaves them in the file.
         progress: called with the share loaded, 0 .. 1.
 
+    Attributes:
+        kv_bytes: memory that a full KV cache takes.
+
     Raises:
         OutOfMemoryError: weights or KV cache do not fit.
+        RequestError: ``q8_0`` keys for heads whose width is no multiple of 32.
     """
 
     def __init__(
@@ -51,6 +56,7 @@ class Model:
         n_cells: int,
         n_sequences: int = 1,
         threads: int = 1,
+        kv_type: KVType = "f16",
         repack: bool = True,
         progress: Callable[[float], None] | None = None,
     ) -> None:
@@ -61,41 +67,23 @@ class Model:
         self._adapter_version = 0
         self._graphs: OrderedDict[GraphSpec, Graph] = OrderedDict()
         self._graph_bytes = 0
-        self._backend = Backend(threads)
-        self.weights = Weights(gguf, hyperparameters, repack=repack, threads=threads, progress=progress)
-        self._packs = (
-            self.weights.is_repacked(HEAD) or self.weights.repacked_bytes > self.weights.mapped_bytes
-        )
-        self._kv_context = TensorContext(2 * hyperparameters.n_layers)
-        self._kv_memory: list[Any] = []
-        self._kv_buffers: list[int] = []
-        keys, values = ([self._kv_tensor() for _ in range(hyperparameters.n_layers)] for _ in range(2))
-        self._parts = GraphParts(hyperparameters, self.weights, keys, values)
+        self._n_kv_max = -(-n_cells // _KV_STEP) * _KV_STEP
+        with ExitStack() as resources:
+            # One row more than attention sees takes the keys of padding tokens.
+            kv = resources.enter_context(closing(KVTensors(hyperparameters, self._n_kv_max + 1, kv_type)))
+            self._backend = resources.enter_context(closing(Backend(threads)))
+            self.weights = resources.enter_context(
+                closing(Weights(gguf, hyperparameters, repack=repack, threads=threads, progress=progress))
+            )
+            self._resources = resources.pop_all()
+        self.kv_bytes = kv.nbytes
+        self._packs = self.weights.repacked_bytes > self.weights.mapped_bytes
+        self._parts = GraphParts(hyperparameters, self.weights, kv)
 
     @property
     def threads(self) -> int:
         """CPU threads that graphs are computed with."""
         return self._backend.threads
-
-    @property
-    def kv_bytes(self) -> int:
-        """Memory that a full KV cache takes."""
-        return sum(values.nbytes for values in self._kv_memory)
-
-    def _kv_tensor(self) -> int:
-        hp = self.hyperparameters
-        width, rows = hp.n_head_kv * hp.head_dim, self._n_kv_max + 1  # the last row takes padding tokens
-        values = memory.zeroed(width * rows * 2)
-        buffer = ggml.backend_cpu_buffer_from_ptr(values.ctypes.data, values.nbytes)
-        tensor: int = ggml.new_tensor_2d(self._kv_context.pointer, ggml.TYPE_F16, width, rows)
-        ggml.backend_tensor_alloc(buffer, tensor, values.ctypes.data)
-        self._kv_memory.append(values)
-        self._kv_buffers.append(buffer)
-        return tensor
-
-    @property
-    def _n_kv_max(self) -> int:
-        return -(-self.cells.n_cells // _KV_STEP) * _KV_STEP
 
     # --- what can be added to a loaded model --------------------------------------------------
 
@@ -112,6 +100,8 @@ class Model:
                 self.groups.close()
             self.groups = groups
             self._parts.grouped = groups.layers
+            if self._adapters is not None:  # their side paths are cut like the FFN
+                self.set_adapters(self._adapters.adapters)
         return self.groups
 
     def set_adapters(self, adapters: Mapping[str, Sequence[LowRank]]) -> None:
@@ -217,10 +207,7 @@ class Model:
     def close(self) -> None:
         """Free everything; safe to call twice."""
         self._drop_graphs()
-        for part in (self._adapters, self.groups, self.weights, self._backend):
+        for part in (self._adapters, self.groups):
             if part is not None:
                 part.close()
-        for buffer in self._kv_buffers:
-            ggml.backend_buffer_free(buffer)
-        self._kv_buffers.clear()
-        self._kv_context.free()
+        self._resources.close()

@@ -139,6 +139,7 @@ class Weights:
         self._tensors: dict[str, int] = {}
         self._repacked: set[str] = set()
         self._buffers: list[int] = []
+        self._huge_pages: memory.HugePages | None = None
         self.repacked_bytes = 0
         self.repack_types = RepackedTypes() if repack else None
         placements = self._placements(hyperparameters) if repack else []
@@ -248,7 +249,6 @@ class Weights:
         self._buffers.append(buffer)
         self.repacked_bytes = total
         base = int(ggml.backend_buffer_get_base(buffer))
-        memory.use_huge_pages(base, total)
 
         copies: list[tuple[int, TensorRecord]] = []
         offset = 0
@@ -269,6 +269,7 @@ class Weights:
             for size in pool.map(lambda task: copy(*task), copies):
                 done += size
                 progress(done / total)
+        self._huge_pages = memory.HugePages(base, total)
 
     def _place(self, placement: _Placement, buffer: int, address: int) -> list[tuple[int, TensorRecord]]:
         """Describe a placement's matrix at `address`; returns what is to be copied where."""
@@ -291,7 +292,9 @@ class Weights:
         return copies
 
     def close(self) -> None:
-        """Free all buffers; the weights must not be used any more."""
+        """Free all buffers; the weights must not be used any more. Safe to call twice."""
+        if self._huge_pages is not None:
+            self._huge_pages.stop()
         for buffer in self._buffers:
             ggml.backend_buffer_free(buffer)
         self._buffers.clear()
