@@ -224,7 +224,7 @@ def _vocabulary_size(gguf: GGUFFile, architecture: str) -> int:
             f"{gguf.path}: token_embd.weight has the shape {record.shape}; "
             f"two axes and 1 to {_MAX_VOCABULARY} tokens are needed"
         )
-    n_tokens = len(gguf.get_strings("tokenizer.ggml.tokens"))
+    n_tokens = gguf.array_length("tokenizer.ggml.tokens")
     if n_tokens != n_vocab:
         raise ModelFileError(
             f"{gguf.path}: the vocabulary has {n_tokens} tokens, token_embd.weight has {n_vocab} rows"

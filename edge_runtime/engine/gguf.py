@@ -43,33 +43,11 @@ _DEFAULT_ALIGNMENT = 32
 
 _U32, _U64, _TYPE_AND_COUNT = Struct("<I"), Struct("<Q"), Struct("<IQ")
 _STRING, _ARRAY, _BOOL = 8, 9, 7
+_NAMES = "uint8 int8 uint16 int16 uint32 int32 float32 bool string array uint64 int64 float64"
+_TYPE_NAMES = dict(enumerate(_NAMES.split()))
 _SCALARS = {
-    0: Struct("<B"),
-    1: Struct("<b"),
-    2: Struct("<H"),
-    3: Struct("<h"),
-    4: _U32,
-    5: Struct("<i"),
-    6: Struct("<f"),
-    _BOOL: Struct("<?"),
-    10: _U64,
-    11: Struct("<q"),
-    12: Struct("<d"),
-}
-_TYPE_NAMES = {
-    0: "uint8",
-    1: "int8",
-    2: "uint16",
-    3: "int16",
-    4: "uint32",
-    5: "int32",
-    6: "float32",
-    _BOOL: "bool",
-    _STRING: "string",
-    _ARRAY: "array",
-    10: "uint64",
-    11: "int64",
-    12: "float64",
+    number: Struct(f"<{code}")
+    for number, code in zip((0, 1, 2, 3, 4, 5, 6, _BOOL, 10, 11, 12), "BbHhIif?Qqd", strict=True)
 }
 _INTEGERS = (0, 1, 2, 3, 4, 5, 10, 11)
 _FLOATS = (6, 12)
@@ -457,6 +435,14 @@ class GGUFFile:
         if pair.element_type != _STRING:
             raise ModelFileError(f"{self.path}: {key} is an {pair.type_name}; an array of strings is needed")
         return self._strings(pair)
+
+    def array_length(self, key: str) -> int:
+        """Number of elements of the array at `key`, which is not decoded.
+
+        Raises:
+            ModelFileError: absent, or no array.
+        """
+        return self._pair(key, "an array", (_ARRAY,)).n_elements
 
     def type_name(self, key: str) -> str:
         """What the file has at `key`, in words: "uint32", "array of 32 float32", "nothing"."""
