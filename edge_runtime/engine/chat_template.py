@@ -15,7 +15,7 @@ from edge_runtime.errors import ChatTemplateError
 if TYPE_CHECKING:
     from edge_runtime.engine.template_sandbox import Sandbox
 
-MAX_SOURCE_CHARACTERS = 128 * 1024  # the longest published ones have about 40,000
+MAX_SOURCE_CHARACTERS = 128 * 1024  # long ones in use have tens of thousands
 MAX_MESSAGES = 100_000
 MAX_MESSAGE_CHARACTERS = 16 * 2**20
 _BASE_UNITS = 10_000_000

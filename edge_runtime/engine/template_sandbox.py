@@ -4,7 +4,8 @@ Jinja's sandbox keeps a template away from Python's internals, but not from ``'a
 a list that holds itself twice, forty times over. Here everything a template does is paid for beforehand from
 one budget, so a render ends, with a text or an error, after a bounded amount of time and memory:
 
-- Each body of statements charges its own length whenever it is entered, so loops, macros and recursion pay.
+- Each body of statements charges its own length whenever it is entered, so loops, macros and recursion pay
+  (:mod:`edge_runtime.engine.template_metering`).
 - Operators, filters, tests, comparisons, slices, calls and output charge the size of what they work on, and
   those whose result can be larger than their operands charge the result's size before it is made.
 - Only filters, methods and node types listed here exist; nothing else can hide work.
@@ -27,22 +28,14 @@ from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
-from jinja2.visitor import NodeTransformer
 
-MAX_NODES = 20_000  # of the syntax tree: 0.6 s to compile; published templates have up to about 3,000
+from edge_runtime.engine.template_metering import CHARGE, COMPARED, CONCATENATE, ENTRY_UNITS, SLICE, metered
+
 MAX_VALUE_DEPTH = 64
 MAX_INTEGER_BITS = 1024
 
-_ENTRY_UNITS = 100  # entering a body of statements, calling, filtering: about 0.5 µs
-_NODE_UNITS = 20  # one node of an expression
 _ELEMENT_UNITS = 10  # one element of a list visited
 _LISTS: tuple[type, ...] = (list, tuple, set, frozenset, KeysView, ValuesView, ItemsView)
-
-# Names that no template can write, because they hold a space.
-_CHARGE = "charge units"
-_CONCATENATE = "concatenate texts"
-_SLICE = "take slice"
-_COMPARED = "charge comparison"
 
 
 def _words(text: str) -> frozenset[str]:
@@ -69,11 +62,6 @@ _METHODS: tuple[tuple[Any, frozenset[str]], ...] = (
     (tuple, _words("count index")),
     (int | float | complex | bytes | set | frozenset, _words("")),
 )
-_NODES = _words(
-    "Add And Assign AssignBlock Break Call CallBlock Compare Concat CondExpr Const Continue Dict Div "
-    "ExprStmt Filter FilterBlock FloorDiv For Getattr Getitem If Keyword List Macro Mod Mul Name NSRef Neg "
-    "Not Operand Or Output Pair Pos Pow Slice Sub Template TemplateData Test Tuple With"
-)
 
 _PRINTF = re.compile(r"%(?:\([^()]*\))?[-#0 +]*(\*|\d*)(?:\.(\*|\d*))?[hlL]?(.)", re.DOTALL)
 _DATE_FORMAT = re.compile(r"(?:[^%]|%-?[A-Za-z%])*", re.DOTALL)
@@ -96,10 +84,7 @@ class Sandbox:
 
     def __init__(self, source: str) -> None:
         self._environment = _BoundedEnvironment()
-        tree = self._environment.parse(source)
-        _check_nodes(tree)
-        tree = _MeteredExpressions().visit(tree)
-        _meter_statements(tree)
+        tree = metered(self._environment.parse(source))
         tree.set_environment(self._environment)
         code = self._environment.compile(tree)
         self._template = jinja2.Template.from_code(self._environment, code, self._environment.globals)
@@ -226,7 +211,7 @@ class _BoundedEnvironment(ImmutableSandboxedEnvironment):
         return result
 
     def call(self, context: Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:
-        self.charge(_ENTRY_UNITS)
+        self.charge(ENTRY_UNITS)
         for value in (*args, *kwargs.values()):
             self.charge_deep(value)
         owner = getattr(function, "__self__", None)
@@ -277,10 +262,10 @@ class _BoundedEnvironment(ImmutableSandboxedEnvironment):
             "format": self._format,
         }
         bounded |= {name: self._metered(function, deep=True) for name, function in own.items()}
-        bounded[_CHARGE] = self.charge
-        bounded[_CONCATENATE] = self._concatenate
-        bounded[_SLICE] = self._slice
-        bounded[_COMPARED] = self._compared
+        bounded[CHARGE] = self.charge
+        bounded[CONCATENATE] = self._concatenate
+        bounded[SLICE] = self._slice
+        bounded[COMPARED] = self._compared
         return bounded
 
     def _metered(self, function: Callable[..., Any], *, deep: bool) -> Callable[..., Any]:
@@ -290,7 +275,7 @@ class _BoundedEnvironment(ImmutableSandboxedEnvironment):
 
         @functools.wraps(function)
         def metered(*args: Any, **kwargs: Any) -> Any:
-            self.charge(_ENTRY_UNITS)
+            self.charge(ENTRY_UNITS)
             for position, value in enumerate(args[first:]):
                 if deep or position:
                     self.charge_deep(value)
@@ -398,77 +383,6 @@ class _BoundedEnvironment(ImmutableSandboxedEnvironment):
 def _output(context: Context, value: Any) -> str:
     environment = context.environment
     return environment.text(value) if isinstance(environment, _BoundedEnvironment) else str(value)
-
-
-class _MeteredExpressions(NodeTransformer):
-    """Puts metered filters in place of the operators that Jinja compiles to bare Python."""
-
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
-        self.generic_visit(node)
-        return _filtered(nodes.List(node.nodes), _CONCATENATE, node)
-
-    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802
-        self.generic_visit(node)
-        if not isinstance(node.arg, nodes.Slice):
-            return node
-        bounds = [bound or nodes.Const(None) for bound in (node.arg.start, node.arg.stop, node.arg.step)]
-        return _filtered(node.node, _SLICE, node, bounds)
-
-    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:  # noqa: N802
-        self.generic_visit(node)
-        node.expr = _filtered(node.expr, _COMPARED, node)
-        for operand in node.ops:
-            operand.expr = _filtered(operand.expr, _COMPARED, node)
-        return node
-
-    def visit_Dict(self, node: nodes.Dict) -> nodes.Node:  # noqa: N802
-        self.generic_visit(node)
-        for pair in node.items:
-            if not isinstance(pair.key, nodes.Const):  # is hashed with all it holds
-                pair.key = _filtered(pair.key, _COMPARED, node)
-        return node
-
-
-def _filtered(
-    value: nodes.Expr, name: str, where: nodes.Node, arguments: list[nodes.Expr] | None = None
-) -> nodes.Expr:
-    return nodes.Filter(value, name, arguments or [], [], None, None, lineno=where.lineno)
-
-
-def _check_nodes(tree: nodes.Node) -> None:
-    count = 0
-    pending = [tree]
-    while pending:
-        node = pending.pop()
-        count += 1
-        if type(node).__name__ not in _NODES:
-            raise jinja2.TemplateSyntaxError(
-                f"{type(node).__name__} is nothing that a chat template may use", node.lineno
-            )
-        if count > MAX_NODES:
-            raise WorkLimitError
-        pending.extend(node.iter_child_nodes())
-
-
-def _meter_statements(node: nodes.Node) -> int:
-    """Put a charge before each body of statements below a node; the units of what lies outside of them."""
-    units = len(node.data) if isinstance(node, nodes.TemplateData) else _NODE_UNITS
-    if isinstance(node, nodes.For) and node.test is not None:
-        cost = _meter_statements(node.test)
-        node.test = nodes.And(_charge(cost, node, result=True), node.test, lineno=node.lineno)
-    for name, value in node.iter_fields():
-        children = value if isinstance(value, list) else [value]
-        if name in ("body", "else_") and isinstance(value, list):
-            cost = _ENTRY_UNITS + sum(_meter_statements(child) for child in value)
-            value.insert(0, nodes.ExprStmt(_charge(cost, node), lineno=node.lineno))
-        elif not (isinstance(node, nodes.For) and name == "test"):
-            units += sum(_meter_statements(child) for child in children if isinstance(child, nodes.Node))
-    return units
-
-
-def _charge(units: int, where: nodes.Node, *, result: bool = False) -> nodes.Expr:
-    charged = _filtered(nodes.Const(units), _CHARGE, where)
-    return nodes.Not(charged, lineno=where.lineno) if result else charged  # charge() returns None
 
 
 def _limited(number: Any, low: int, high: int) -> int:
