@@ -1,0 +1,1 @@
+"""Where models lie on this device, and how they get there."""
