@@ -1,0 +1,102 @@
+"""``edgert run``: one prompt, one answer."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edge_runtime.cli.answer import Choices, decode_speed, show_timings, stream, write_text
+from edge_runtime.cli.options import engine_options, json_option, sampling_options
+from edge_runtime.errors import RequestError
+
+if TYPE_CHECKING:
+    from edge_runtime.engine.engine import Engine, Generation
+
+
+@click.command("run")
+@click.argument("prompt", required=False)
+@engine_options
+@sampling_options
+@click.option("--system", metavar="TEXT", help="Instructions that come before the prompt.")
+@click.option("--raw", is_flag=True, help="Continue the prompt as plain text, without the chat template.")
+@click.option("-v", "--verbose", is_flag=True, help="Show speed and seed, also where stderr is no terminal.")
+@json_option
+def command(
+    prompt: str | None, system: str | None, raw: bool, verbose: bool, as_json: bool, **shared: Any
+) -> None:
+    """Answer one prompt.
+
+    PROMPT is the text; without it, or with -, it is read from standard input. A model with a chat template
+    gets it as a question; one without, or with --raw, continues it.
+    """
+    text = _prompt(prompt)
+    if raw and system is not None:
+        raise RequestError("--system has no place in --raw text; put the instructions into the prompt")
+    choices = Choices(**shared)
+    sampling = choices.sampling()  # before the model loads: a wrong value should fail at once
+    with choices.load() as engine:
+        generation = _start(engine, text, system, raw, choices, sampling)
+        if as_json:
+            click.echo(json.dumps(_answer(generation, choices.model), ensure_ascii=False))
+            return
+        ends_line = True
+
+        def show(piece: str) -> None:
+            nonlocal ends_line
+            ends_line = piece.endswith("\n")
+            write_text(piece)
+
+        try:
+            stream(generation, show, title=f"reading {generation.prompt_tokens} tokens")
+        finally:
+            if not ends_line:
+                write_text("\n")
+        if verbose or sys.stderr.isatty():
+            show_timings(generation)
+
+
+def _prompt(argument: str | None) -> str:
+    if argument is not None and argument != "-":
+        try:
+            argument.encode()
+        except UnicodeEncodeError as error:
+            raise RequestError("the prompt is not valid UTF-8") from error
+        return argument
+    if argument is None and sys.stdin.isatty():
+        raise click.UsageError("Missing argument 'PROMPT'; give a text, or - to read standard input.")
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise RequestError(f"standard input is not UTF-8 text (byte {error.start})") from error
+
+
+def _start(
+    engine: Engine, text: str, system: str | None, raw: bool, choices: Choices, sampling: Any
+) -> Generation:
+    limits = {"sampling": sampling, "max_tokens": choices.max_tokens, "stop": choices.stop}
+    if raw or (engine.chat_template is None and system is None):
+        return engine.generate(text, **limits)
+    messages = [{"role": "user", "content": text}]
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": system})
+    return engine.chat(messages, **limits)
+
+
+def _answer(generation: Generation, model: str) -> dict[str, Any]:
+    pieces: list[str] = []
+    stream(generation, pieces.append, title=f"reading {generation.prompt_tokens} tokens")
+    return {
+        "model": model,
+        "text": "".join(pieces),
+        "finish_reason": generation.finish_reason,
+        "seed": generation.seed,
+        "prompt_tokens": generation.prompt_tokens,
+        "reused_tokens": generation.reused_tokens,
+        "generated_tokens": generation.generated_tokens,
+        "prefill_seconds": round(generation.prefill_seconds, 6),
+        "decode_seconds": round(generation.decode_seconds, 6),
+        "decode_tokens_per_second": round(decode_speed(generation), 2),
+    }
