@@ -302,13 +302,13 @@ SHAPES = {
         n_layers=5, n_embd=256, n_ff=172, n_head=4, n_head_kv=1, head_dim=64, n_vocab=611, pure=True
     ),
     "ff1376": SyntheticModel(
-        n_layers=5, n_embd=384, n_ff=1376, n_head=3, n_head_kv=3, head_dim=128, n_vocab=1003
+        n_layers=2, n_embd=384, n_ff=1376, n_head=3, n_head_kv=3, head_dim=128, n_vocab=517
     ),
     "kv3": SyntheticModel(
-        n_layers=2, n_embd=768, n_ff=1376, n_head=6, n_head_kv=3, head_dim=128, n_vocab=517
+        n_layers=2, n_embd=256, n_ff=1376, n_head=6, n_head_kv=3, head_dim=128, n_vocab=1003
     ),
     "kv1": SyntheticModel(
-        n_layers=3, n_embd=512, n_ff=1536, n_head=8, n_head_kv=1, head_dim=64, n_vocab=1003, pure=True
+        n_layers=5, n_embd=256, n_ff=768, n_head=4, n_head_kv=1, head_dim=64, n_vocab=611, pure=True
     ),
 }
 _YARN = RopeScaling("yarn", factor=4.0, original_context=256)
@@ -336,9 +336,11 @@ def random_cases(
     for number, (architecture, quantization, shape) in enumerate(cells):
         # Rows of the matrix have an even number of shapes: shifted by one each, both heads meet each shape.
         tied = (number + number // len(shapes)) % 2 == 1
-        kind = ARCHITECTURES[architecture]
+        kind, size = ARCHITECTURES[architecture], SHAPES[shape]
+        if kind.architecture == "qwen2":  # whose heads together are as wide as the model in llama.cpp
+            size = replace(size, n_embd=size.n_head * size.head_width)
         model = replace(
-            SHAPES[shape],
+            size,
             architecture=kind.architecture,
             biases=kind.biases,
             all_biases=kind.all_biases,
