@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from model_damage import Parts, damaged_files, take_apart
+from model_damage import Case, Parts, damaged_file, take_apart
 
 from edge_runtime.engine.gguf import GGUFFile
 from edge_runtime.engine.tokenizer import Tokenizer
@@ -116,8 +116,12 @@ def worker(tmp_path: Path) -> Iterator[Worker]:
 
 
 def fuzz(worker: Worker, bases: list[Parts], examples: int, *, engine: bool, repeat: bool = True) -> None:
+    @st.composite
+    def cases(draw: st.DrawFn) -> Case:
+        return damaged_file(draw, bases)
+
     @settings(repeatable, max_examples=examples, derandomize=repeat)
-    @given(damaged_files(bases))
+    @given(cases())
     def run(content: bytes) -> None:
         worker.run(content, engine=engine)
 

@@ -100,5 +100,5 @@ def test_a_missing_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(DependencyError, match=r"libabsent.*pip install"):
         ggml.load_library("absent")
     monkeypatch.setattr(ggml.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(DependencyError, match="pip install llama-cpp-python==0.3.36"):
+    with pytest.raises(DependencyError, match=r"pip install llama-cpp-python==0\.3\.36"):
         ggml.library_folder()

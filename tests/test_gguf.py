@@ -274,6 +274,12 @@ def test_alignments_must_be_powers_of_two(write: Write, alignment: int) -> None:
     assert f"alignment is {alignment}" in refusal(write(parts(general__alignment=scalar(4, alignment))))
 
 
+def test_a_header_cut_off_anywhere_is_refused(write: Write) -> None:
+    whole = parts(floats("a", 4, 2), number=scalar(12, 1), words=strings([b"one", b"two"])).encode()
+    for end in range(len(whole) - 1):
+        refusal(write(whole[:end]))
+
+
 # --- damaged tensors ----------------------------------------------------------------------------
 
 

@@ -138,6 +138,16 @@ def test_all_groups_equal_the_dense_ffn(model: Model) -> None:
     assert_close(logits_of(model, groups=everything), logits_of(model))
 
 
+def test_a_chunk_without_logits_takes_what_any_other_takes(model: Model) -> None:
+    everything = {layer: np.arange(6) for layer in range(N_LAYERS)}
+    vector = np.ones(64, np.float32)
+    model.forward(
+        Batch(TOKENS[:-1], POSITIONS[:-1], 0, [], groups=everything, fill={2: vector}, add={3: vector})
+    )
+    found = model.forward(Batch([TOKENS[-1]], [6], groups=everything)).logits[0]
+    assert_close(found, logits_of(model)[-1])
+
+
 def test_contributions_of_groups_add_up(model: Model) -> None:
     def ffn_output(groups: list[int] | None) -> np.ndarray:
         clear(model)

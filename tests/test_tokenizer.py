@@ -198,6 +198,15 @@ def test_tokens_out_of_range_are_refused(synthetic: Make, token: int) -> None:
             function(token)
 
 
+def test_a_vocabulary_of_bytes_alone_spells_everything(synthetic: Make) -> None:
+    types = struct.pack("<IIQ259i", 9, 5, 259, 2, 3, 3, *[6] * 256)
+    tokenizer = synthetic(tokens=words(), token_type=types, scores=None)
+    text = " a   b" * 50
+    # A blank is the three bytes of U+2581 here: more tokens than the text has bytes.
+    assert len(tokenizer.encode(text)) > 2 * len(text)
+    assert tokenizer.decode(tokenizer.encode(text)).replace("\u2581", " ") == " " + text
+
+
 def test_tokenizers_may_be_used_from_several_threads(synthetic: Make) -> None:
     tokenizer = synthetic("qwen2")
     wanted = tokenizer.encode(TEXTS[3] * 50)

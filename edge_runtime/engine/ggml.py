@@ -15,7 +15,7 @@ import importlib.util
 import os
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from ctypes import POINTER, c_bool, c_char_p, c_float, c_int, c_int64, c_size_t, c_uint32, c_void_p
 from pathlib import Path
 from typing import Any
@@ -71,8 +71,10 @@ _P = c_void_p
 _I64 = c_int64
 _SZ = c_size_t
 
-# library -> function (without "ggml_") -> (result type, argument types)
-_SIGNATURES: dict[str, dict[str, tuple[Any, tuple[Any, ...]]]] = {
+Signatures = Mapping[str, tuple[Any, tuple[Any, ...]]]  # function -> (result type, argument types)
+
+# library -> its functions, without "ggml_"
+_SIGNATURES: Mapping[str, Signatures] = {
     "ggml-base": {
         "version": (c_char_p, ()),
         "commit": (c_char_p, ()),
@@ -179,7 +181,7 @@ CPU_FEATURES = (
 if sys.maxsize < 2**32 or sys.byteorder != "little":
     raise DependencyError(
         f"this is a {platform.machine()} system with {platform.architecture()[0]} Python, "
-        f"{sys.byteorder}-endian; the engine needs a 64-bit little-endian one: install a 64-bit operating system"
+        f"{sys.byteorder}-endian; the engine needs a 64-bit little-endian one: install such a system"
     )
 
 
@@ -219,27 +221,32 @@ def load_library(name: str) -> ctypes.CDLL:
         ) from error
 
 
-def _declare() -> tuple[ctypes.CDLL, dict[str, Callable[..., Any]]]:
+def bind(library_name: str, prefix: str, signatures: Signatures) -> dict[str, Callable[..., Any]]:
+    """Functions of a library, by their names without `prefix`, with their types declared.
+
+    Raises:
+        DependencyError: the library is missing, or is another version and lacks one of them.
+    """
+    library = load_library(library_name)
     functions: dict[str, Callable[..., Any]] = {}
-    library = None
-    for library_name, table in _SIGNATURES.items():
-        library = load_library(library_name)
-        for name, (result, arguments) in table.items():
-            try:
-                function = getattr(library, f"ggml_{name}")
-            except AttributeError as error:
-                raise DependencyError(
-                    f"lib{library_name} has no ggml_{name}; the engine needs the libraries of "
-                    f"llama-cpp-python {LLAMA_CPP_PYTHON}: pip install llama-cpp-python=={LLAMA_CPP_PYTHON}"
-                ) from error
-            function.restype = result
-            function.argtypes = arguments
-            functions[name] = function
-    assert library is not None
-    return library, functions
+    for name, (result, arguments) in signatures.items():
+        try:
+            function = getattr(library, prefix + name)
+        except AttributeError as error:
+            raise DependencyError(
+                f"lib{library_name} has no {prefix}{name}; the engine needs the libraries of "
+                f"llama-cpp-python {LLAMA_CPP_PYTHON}: pip install llama-cpp-python=={LLAMA_CPP_PYTHON}"
+            ) from error
+        function.restype, function.argtypes = result, arguments
+        functions[name] = function
+    return functions
 
 
-_cpu_library, _functions = _declare()
+_functions = {
+    name: function
+    for library_name, table in _SIGNATURES.items()
+    for name, function in bind(library_name, "ggml_", table).items()
+}
 globals().update(_functions)
 
 
@@ -263,9 +270,10 @@ def row_stride(tensor: int) -> int:
 
 def cpu_features() -> dict[str, bool]:
     """What the CPU kernels were compiled for: feature name -> present."""
+    library = load_library("ggml-cpu")
     found = {}
     for feature in CPU_FEATURES:
-        function = getattr(_cpu_library, f"ggml_cpu_has_{feature}", None)
+        function = getattr(library, f"ggml_cpu_has_{feature}", None)
         if function is not None:
             function.restype, function.argtypes = c_int, ()
             found[feature] = bool(function())

@@ -173,6 +173,8 @@ class _Builder:
         extents = (*reversed(shape), 1, 1)[:3]
         tensor: int = ggml.new_tensor_3d(self._ctx, kind, *extents)
         ggml.set_input(tensor)
+        # Part of the graph, and so given memory, even where nothing that is asked for needs it.
+        ggml.build_forward_expand(self._graph, tensor)
         self.inputs[name] = (tensor, (dtype, shape))
         return tensor
 

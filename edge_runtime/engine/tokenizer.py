@@ -15,12 +15,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from ctypes import POINTER, c_bool, c_char_p, c_float, c_int, c_int32, c_void_p
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+import numpy as np
 
 from edge_runtime.engine import ggml
 from edge_runtime.engine.gguf import GGUFFile
 from edge_runtime.engine.vocabulary import Vocabulary, read_vocabulary
-from edge_runtime.errors import DependencyError, ModelFileError, RequestError
+from edge_runtime.errors import ModelFileError, RequestError
 
 # libllama needs about 80 bytes of memory for each byte of text.
 _MAX_TEXT_BYTES = 1 << 22
@@ -53,7 +55,7 @@ class ModelParams(ctypes.Structure):
 _P = c_void_p
 _TOKEN = c_int32
 # function (without "llama_") -> (result type, argument types)
-_SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
+_SIGNATURES: ggml.Signatures = {
     "log_set": (None, (ggml.LOG_CALLBACK, _P)),
     "model_default_params": (ModelParams, ()),
     "model_load_from_file": (_P, (c_char_p, ModelParams)),
@@ -64,7 +66,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "vocab_eos": (_TOKEN, (_P,)),
     "vocab_get_add_bos": (c_bool, (_P,)),
     "vocab_is_eog": (c_bool, (_P, _TOKEN)),
-    "tokenize": (c_int32, (_P, c_char_p, c_int32, POINTER(_TOKEN), c_int32, c_bool, c_bool)),
+    "tokenize": (c_int32, (_P, c_char_p, c_int32, _P, c_int32, c_bool, c_bool)),
     "token_to_piece": (c_int32, (_P, _TOKEN, c_char_p, c_int32, c_int32, c_bool)),
 }
 _ERROR_LEVEL = 4
@@ -86,18 +88,7 @@ _log = ggml.LOG_CALLBACK(_keep_errors)  # kept for as long as libllama may call 
 def _libllama() -> dict[str, Any]:
     """libllama's functions, loaded when first needed. The caller holds `_loading`."""
     if not _functions:
-        library = ggml.load_library("llama")
-        found = {}
-        for name, (result, arguments) in _SIGNATURES.items():
-            try:
-                function = getattr(library, f"llama_{name}")
-            except AttributeError as error:
-                raise DependencyError(
-                    f"libllama has no llama_{name}; the tokenizer needs the libraries of llama-cpp-python "
-                    f"{ggml.LLAMA_CPP_PYTHON}: pip install llama-cpp-python=={ggml.LLAMA_CPP_PYTHON}"
-                ) from error
-            function.restype, function.argtypes = result, arguments
-            found[name] = function
+        found = ggml.bind("llama", "llama_", _SIGNATURES)
         found["log_set"](_log, None)
         _functions.update(found)
     return _functions
@@ -191,14 +182,16 @@ class Tokenizer:
         return tokens
 
     def _encode(self, raw: bytes, parse_special: bool) -> list[int]:
-        # No token is empty, and libllama puts at most one blank before the text.
-        size = len(raw) + 8
-        buffer = (_TOKEN * size)()
-        count = self._llama["tokenize"](self._vocab, raw, len(raw), buffer, size, False, parse_special)
-        if count < 0:
-            buffer = (_TOKEN * -count)()
-            count = self._llama["tokenize"](self._vocab, raw, len(raw), buffer, -count, False, parse_special)
-        return buffer[:count]
+        # Seldom more tokens than bytes: only where a vocabulary spells a blank as three bytes.
+        needed = len(raw) + 8
+        while True:
+            tokens = np.empty(needed, np.int32)
+            found = self._llama["tokenize"](
+                self._vocab, raw, len(raw), tokens.ctypes.data, needed, False, parse_special
+            )
+            if found >= 0:
+                return cast(list[int], tokens[:found].tolist())
+            needed = -found
 
     def token_bytes(self, token: int, *, special: bool = False) -> bytes:
         """What `token` stands for; a part of a character at times. Control tokens are empty unless `special`.

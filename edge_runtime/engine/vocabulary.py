@@ -185,7 +185,7 @@ class _Check:
         types = types[: len(tokens)]
         if types.min() < _UNDEFINED or types.max() > _BYTE:
             raise self._wrong(f"token types go from {types.min()} to {types.max()}, 0 to {_BYTE} are defined")
-        for number in np.flatnonzero(types == _BYTE):
+        for number in np.flatnonzero(types == _BYTE).tolist():
             if not _BYTE_TOKEN.fullmatch(tokens[number]):
                 raise self._wrong(f"token {number} stands for a byte and is {tokens[number]!r}, not <0x..>")
         return types.astype(np.int32)
@@ -215,7 +215,7 @@ class _Check:
             return
         squares = sum(
             len(tokens[number]) ** 2
-            for number in np.flatnonzero(types == _NORMAL)
+            for number in np.flatnonzero(types == _NORMAL).tolist()
             if _NO_BYTE.search(tokens[number].decode())
         )
         if squares > _MAX_SQUARED_BYTES:
