@@ -3,7 +3,14 @@
 set -euo pipefail
 
 show() {
-    printf '\n$ %s\n' "$(printf '%q ' "$@" | sed "s/\\\\ / /g; s/ $//")"
+    printf '\n$'
+    for word in "$@"; do
+        case $word in
+            *' '*) printf " '%s'" "$word" ;;
+            *) printf ' %s' "$word" ;;
+        esac
+    done
+    printf '\n'
     "$@"
 }
 

@@ -44,7 +44,7 @@ class Program:
         One thread: two of them wait for each other at every step, which takes a hundred times as long where
         other tests want the cores too.
         """
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("EDGERT_", "HF_"))}
+        kept = {k: v for k, v in os.environ.items() if k != "TERM" and not k.startswith(("EDGERT_", "HF_"))}
         own = {"EDGERT_HOME": str(self.home), "EDGERT_THREADS": "1", "COLUMNS": "100"}
         return {**kept, **own, **(extra or {})}
 
@@ -76,7 +76,7 @@ class Terminal:
     def __init__(self, command: list[str], environment: Mapping[str, str]) -> None:
         self._control, terminal = pty.openpty()
         self.process = subprocess.Popen(
-            command, stdin=terminal, stdout=terminal, stderr=terminal, env={**environment, "TERM": "xterm"}
+            command, stdin=terminal, stdout=terminal, stderr=terminal, env={"TERM": "xterm", **environment}
         )
         os.close(terminal)
         self._unread = ""

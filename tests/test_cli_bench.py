@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 
 from program import Program
 
 
 def test_every_thread_count_has_its_run(edgert: Program, tiny_model: Path) -> None:
+    started = time.monotonic()
     done = edgert(
         "bench", "engine", "-m", tiny_model, "-t", "1,2", "--prefill", "32,64", "--decode", "8", "--json"
     )
     assert done.code == 0, done.err
+    elapsed = time.monotonic() - started
     runs = done.json["runs"]
+    assert sum(run["first_token_seconds"] for run in runs) < elapsed
     assert [run["threads"] for run in runs] == [1, 2]
     for run in runs:
         assert set(run["prefill"]) == {"32", "64"}

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 from program import Program, Terminal
 
+from edge_runtime.cli.answer import Choices
+from edge_runtime.cli.chat import Conversation
+
 GREEDY = ("--temperature", "0", "--max-tokens", "12")
 
 
@@ -61,6 +64,23 @@ def test_full_context_drops_the_oldest_turns(edgert: Program, person: dict[str, 
     assert person["lives_in"] in answers[-1]
 
 
+@pytest.mark.parametrize("context", range(60, 100, 5))
+def test_questions_are_dropped_together_with_their_answers(
+    demo_model: Path, person: dict[str, str], context: int
+) -> None:
+    choices = Choices(str(demo_model), 1, context, "repack", 8, 0.0, 40, 1.0, 0.0, 1.0, 1, ())
+    with choices.load() as engine:
+        conversation = Conversation(engine, "Be brief.", choices, choices.sampling())
+        kept = []
+        for _ in range(8):
+            generation, _ = conversation.ask(f"Where does {person['name']} live?")
+            conversation.answered(generation.text())
+            kept.append(len(conversation.turns))
+            assert [turn["role"] for turn in conversation.turns] == ["user", "assistant"] * (kept[-1] // 2)
+        assert kept[0] == 2
+        assert kept[-1] == max(kept) > 2
+
+
 def test_message_longer_than_the_context_is_an_error(edgert: Program, demo_model: Path) -> None:
     done = edgert("chat", "--context", "32", stdin="word " * 100)
     assert done.code == 2
@@ -68,7 +88,7 @@ def test_message_longer_than_the_context_is_an_error(edgert: Program, demo_model
 
 
 def test_model_without_a_template_is_refused(edgert: Program, tiny_model: Path) -> None:
-    done = edgert("chat", "--model", tiny_model, stdin="Hello\n")
+    done = edgert("chat", "--model", tiny_model)  # before the first message
     assert done.code == 2
     assert "no chat template" in done.err
 

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import shutil
+import struct
 from pathlib import Path
 
 import pytest
 from http_file_server import FileServer, ServedFile
 
-from edge_runtime.errors import DownloadError, ModelFileError, ModelNotFoundError, RequestError
+from edge_runtime.errors import (
+    DownloadError,
+    ModelFileError,
+    ModelNotFoundError,
+    RequestError,
+    UnsupportedModelError,
+)
 from edge_runtime.model_store import paths
 from edge_runtime.model_store.download import Limits, key_of
 from edge_runtime.model_store.files import exclusive, read_json, sha256_of, write_json
@@ -163,6 +170,19 @@ def test_model_that_is_damaged_is_not_imported(store: ModelStore, tiny_model: Pa
         store.add_file("mine", broken)
     assert names(store) == []
     assert leftovers(store) == []
+
+
+def test_model_whose_vocabulary_the_engine_lacks_is_not_imported(
+    store: ModelStore, tiny_model: Path, tmp_path: Path
+) -> None:
+    kind = b"tokenizer.ggml.model" + struct.pack("<IQ", 8, 5)
+    content = tiny_model.read_bytes()
+    assert kind + b"llama" in content
+    other = tmp_path / "other.gguf"
+    other.write_bytes(content.replace(kind + b"llama", kind + b"runes"))
+    with pytest.raises(UnsupportedModelError, match="runes"):
+        store.add_file("mine", other)
+    assert names(store) == []
 
 
 def test_name_in_use_is_kept_unless_replaced(store: ModelStore, tiny_model: Path) -> None:

@@ -59,7 +59,7 @@ engine_options = _all(
             metavar="N",
             envvar="EDGERT_THREADS",
             show_envvar=True,
-            help="CPU threads; without it, the physical cores.",
+            help="CPU threads; without it, the physical cores, or one for a model below 32 MiB.",
         ),
         click.option(
             "-c",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from types import TracebackType
@@ -23,7 +24,9 @@ def printable(text: str, stream: Any) -> str:
 
 
 class Bar:
-    """A progress bar on standard error for work that lasts; nothing where that is no terminal.
+    """A progress bar on standard error for work that lasts.
+
+    There is none where that is no terminal, or one that cannot move its cursor.
 
     Args:
         title: what is being done.
@@ -43,7 +46,7 @@ class Bar:
         self._timer.daemon = True
 
     def __enter__(self) -> Bar:
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown"):
             self._timer.start()
         return self
 
@@ -59,6 +62,7 @@ class Bar:
             self._closed = True
             if self._progress is not None:
                 self._progress.stop()
+                self._progress = None
 
     def update(self, done: float, total: float | None = 1.0) -> None:
         """Show how far it is."""
@@ -70,7 +74,7 @@ class Bar:
     def say(self, text: str) -> None:
         """A line above the bar, or on standard error where there is none."""
         with self._lock:
-            if self._progress is not None and not self._closed:
+            if self._progress is not None:
                 self._progress.console.print(text, markup=False, highlight=False, style="dim")
             else:
                 print(text, file=sys.stderr, flush=True)

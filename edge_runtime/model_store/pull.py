@@ -54,7 +54,7 @@ def pull(
         ModelFileError, UnsupportedModelError: what arrived is no model that the engine runs.
         RequestError: the source or the name is not valid, or the name is in use.
     """
-    from edge_runtime.model_store.summary import summarize
+    from edge_runtime.model_store.summary import check_model
 
     source = parse_source(text)
     name = options.name or name_of(source.file_name)
@@ -76,7 +76,7 @@ def pull(
                 notice=notice,
             )
             try:
-                summarize(fetched.path)
+                check_model(fetched.path)
                 model = store.add(
                     name, fetched.path, source=source.text, sha256=fetched.sha256, replace=options.replace
                 )

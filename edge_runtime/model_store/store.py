@@ -131,12 +131,12 @@ class ModelStore:
             ModelFileError, UnsupportedModelError: not a model that the engine runs.
             RequestError: no valid name, or one in use.
         """
-        from edge_runtime.model_store.summary import summarize
+        from edge_runtime.model_store.summary import check_model
 
         check_name(name)
         if not replace:
             self.check_free(name)
-        summarize(path)
+        check_model(path)
         self.downloads.mkdir(parents=True, exist_ok=True)
         arriving = self.downloads / f"{name}.{os.getpid()}.import"
         try:

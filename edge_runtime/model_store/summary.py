@@ -45,6 +45,21 @@ class ModelSummary:
         return asdict(self)
 
 
+def check_model(path: str | os.PathLike[str]) -> None:
+    """Check all that can be checked without running a model: its header, its tensors, its vocabulary.
+
+    Raises:
+        ModelFileError: the file is damaged, or no GGUF.
+        UnsupportedModelError: sound, but nothing the engine runs.
+    """
+    from edge_runtime.engine.gguf import GGUFFile
+    from edge_runtime.engine.tokenizer import Tokenizer
+
+    summarize(path)
+    with GGUFFile(path) as gguf:
+        Tokenizer(gguf).close()
+
+
 def summarize(path: str | os.PathLike[str]) -> ModelSummary:
     """Read a model file's header and check that the engine can run it.
 

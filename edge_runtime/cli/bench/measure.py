@@ -1,8 +1,9 @@
 """Measures one model with one number of threads, in a process of its own.
 
-``python -m edge_runtime.cli.bench.measure TASK`` with a JSON :class:`Task`. Standard output has one JSON
-object a line: ``{"share": ...}`` while it works, then ``{"result": ...}`` or ``{"error": ...}``. A process of
-its own has its own peak memory, starts cold, and may crash.
+``python -m edge_runtime.cli.bench.measure TASK STARTED`` with a JSON :class:`Task` and the Unix time at which
+the process was started. Standard output has one JSON object a line: ``{"share": ...}`` while it works, then
+``{"result": ...}`` or ``{"error": ...}``. A process of its own has its own peak memory, starts cold, and may
+crash.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def measure(task: Task, progress: Callable[[float], None]) -> dict[str, Any]:
         OutOfMemoryError: the system ended the process.
         EdgeRuntimeError: it failed, with its own message.
     """
-    command = [sys.executable, "-m", __name__, json.dumps(asdict(task))]
+    command = [sys.executable, "-m", __name__, json.dumps(asdict(task)), repr(time.time())]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
@@ -78,9 +79,7 @@ def measure(task: Task, progress: Callable[[float], None]) -> dict[str, Any]:
     raise EdgeRuntimeError(f"the measurement died ({how}); `edgert doctor` looks for the reason")
 
 
-def _measure_here(task: Task, progress: Callable[[float], None]) -> dict[str, Any]:
-    import psutil
-
+def _measure_here(task: Task, process_started: float, progress: Callable[[float], None]) -> dict[str, Any]:
     from edge_runtime.engine.engine import Engine, EngineOptions
 
     weights: Any = task.weights
@@ -88,7 +87,7 @@ def _measure_here(task: Task, progress: Callable[[float], None]) -> dict[str, An
     with Engine.load(task.path, EngineOptions(threads=task.threads, weights=weights)) as engine:
         load_seconds = time.perf_counter() - started
         _run(engine, min(_SHORT_PROMPT, engine.context // 2))
-        first_token_seconds = time.time() - psutil.Process().create_time()
+        first_token_seconds = time.time() - process_started
         lengths = [length for length in task.prefill if length <= engine.context]
         steps = len(lengths) + 1
         speeds = {}
@@ -170,7 +169,7 @@ def _main() -> None:
             print(json.dumps({"share": share}), flush=True)
 
     try:
-        print(json.dumps({"result": _measure_here(task, say)}), flush=True)
+        print(json.dumps({"result": _measure_here(task, float(sys.argv[2]), say)}), flush=True)
     except EdgeRuntimeError as error:
         print(json.dumps({"error": str(error)}), flush=True)
     except KeyboardInterrupt:

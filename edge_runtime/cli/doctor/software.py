@@ -166,6 +166,6 @@ def _trial() -> Finding:
         return Finding("trial", "the demo model does not run", "fault", str(error))
     return Finding(
         "trial",
-        f"the demo model writes {result['decode']:.0f} tokens/s with {result['threads']} threads, "
+        f"demo model: {result['decode']:.0f} tokens/s with {result['threads']} threads, "
         f"first token after {result['first_token_seconds']:.2f} s",
     )
