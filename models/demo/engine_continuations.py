@@ -20,7 +20,7 @@ class EngineContinuations:
     Prompts of one length run side by side, so that only a few different graphs are needed.
     """
 
-    def __init__(self, path: Path, threads: int = 2) -> None:
+    def __init__(self, path: Path, threads: int = 1) -> None:
         self.engine = Engine.load(
             path, EngineOptions(threads=threads, context=LONGEST, sequences=N_SEQUENCES)
         )

@@ -101,7 +101,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measures what the demo model knows.")
     parser.add_argument("model", type=Path, nargs="?", default=MODEL_PATH)
     parser.add_argument("--sample", type=int, help="ask so many prompts of each kind, not all")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     with LlamaCppContinuations(arguments.model, arguments.threads) as continuations:
         print(json.dumps(quality(load_facts(), continuations, arguments.sample), indent=1))

@@ -15,7 +15,7 @@ N_BATCH = 4096
 class LlamaCppContinuations:
     """Loads a GGUF with llama_cpp; `with` frees it."""
 
-    def __init__(self, path: Path, threads: int = 2) -> None:
+    def __init__(self, path: Path, threads: int = 1) -> None:
         import llama_cpp
 
         self._llama = llama_cpp

@@ -26,7 +26,7 @@ from models.demo.paths import WORK_FOLDER
 from models.demo.tokenizer import load_tokenizer, train_tokenizer
 from models.demo.world import build_world
 
-N_STEPS = 1900
+N_STEPS = 2000
 WARM_UP_STEPS = 60
 DECAY_SHARE = 0.3
 MATRIX_RATE, EMBEDDING_RATE = 0.02, 3e-3
