@@ -314,7 +314,7 @@ def test_keys_may_be_kept_more_or_less_exactly(tmp_path: Path) -> None:
     for kv_type in ("f32", "f16", "q8_0"):
         with GGUFFile(tmp_path / "model.gguf") as gguf:
             hyperparameters = read_hyperparameters(gguf)
-            model = Model(gguf, hyperparameters, n_cells=64, threads=2, kv_type=kv_type)  # type: ignore[assignment]
+            model = Model(gguf, hyperparameters, n_cells=512, threads=2, kv_type=kv_type)  # type: ignore[assignment]
             results[kv_type] = (logits_of(model), model.kv_bytes)
             model.close()
     assert results["f32"][1] > 1.5 * results["f16"][1] > 2 * results["q8_0"][1]
