@@ -86,11 +86,11 @@ _log = ggml.LOG_CALLBACK(_keep_errors)  # kept for as long as libllama may call 
 
 
 def _libllama() -> dict[str, Any]:
-    """libllama's functions, loaded when first needed. The caller holds `_loading`."""
+    """libllama's functions, loaded when first needed, complaining to us. The caller holds `_loading`."""
     if not _functions:
-        found = ggml.bind("llama", "llama_", _SIGNATURES)
-        found["log_set"](_log, None)
-        _functions.update(found)
+        _functions.update(ggml.bind("llama", "llama_", _SIGNATURES))
+    # Each time: another user of the library in this process may have taken the log over.
+    _functions["log_set"](_log, None)
     return _functions
 
 
