@@ -37,7 +37,7 @@ test-slow: $(VENV)/.installed-dev ## the tests that take minutes
 test-train: $(VENV)/.installed-train ## the tests that need torch
 	$(BIN)/python -m pytest -m train
 
-lint: $(VENV)/.installed-dev ## ruff and mypy --strict
+lint: $(VENV)/.installed-train ## ruff and mypy --strict; the training code needs its extra for that
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
