@@ -79,7 +79,6 @@ class CheckedBatch:
         self, batch: Batch, hp: Hyperparameters, groups: NeuronGroups | None, bank: AdapterBank | None
     ) -> None:
         self._batch, self._hp = batch, hp
-        self._n_groups = groups.n_groups if groups is not None else 0
         self.positions = np.asarray(batch.positions, np.int32)
         n_rows = len(self.positions)
         if self.positions.ndim != 1 or not n_rows or self.positions.min() < 0:
@@ -186,13 +185,8 @@ class CheckedBatch:
         if "output_rows" in inputs:
             found.append(("output_rows", self.wanted))
         for layer, ids in self.groups.items():
-            if ids.shape[1]:
-                if f"groups.{layer}" in inputs:
-                    found.append((f"groups.{layer}", ids))
-                if f"gate_up_groups.{layer}" in inputs:  # gate's groups come before up's
-                    found.append(
-                        (f"gate_up_groups.{layer}", np.concatenate([ids, ids + self._n_groups], axis=1))
-                    )
+            if f"groups.{layer}" in inputs:
+                found.append((f"groups.{layer}", ids))
         for layer, fill in self._batch.fill.items():
             found.append((f"fill.{layer}", self._vectors("fill", fill)[0]))
         for layer, vector in self._batch.add.items():

@@ -268,6 +268,12 @@ def row_stride(tensor: int) -> int:
     return int(TensorHead.from_address(tensor).nb[1])
 
 
+def extents(matrix: int) -> tuple[int, int]:
+    """ne[0] and ne[1] of a tensor."""
+    head = TensorHead.from_address(matrix)
+    return int(head.ne[0]), int(head.ne[1])
+
+
 def cpu_features() -> dict[str, bool]:
     """What the CPU kernels were compiled for: feature name -> present."""
     library = load_library("ggml-cpu")

@@ -8,7 +8,6 @@ each run.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -20,11 +19,12 @@ from edge_runtime.engine.adapters import AdapterBank
 from edge_runtime.engine.architecture import Hyperparameters
 from edge_runtime.engine.kv_tensors import KVTensors
 from edge_runtime.engine.neuron_groups import GroupedLayer
-from edge_runtime.engine.weights import EMBEDDING, HEAD, TensorContext, Weights
+from edge_runtime.engine.weights import EMBEDDING, HEAD, INTERLEAVED, TensorContext, Weights
 from edge_runtime.errors import OutOfMemoryError
 
 DENSE = -1
 _FLOAT = 4  # bytes of an activation
+_GATE_UP = ("ffn_gate", "ffn_up")
 
 CaptureKind = Literal["residual", "ffn_input", "ffn_activation", "ffn_output"]
 
@@ -263,28 +263,12 @@ class _Builder:
         product = ggml.mul_mat(self._ctx, self._weights[f"blk.{layer}.{kind}.weight"], x)
         return self._finish(layer, kind, product, x)
 
-    def _linears(self, layer: int, fused: str, kinds: Mapping[str, int], x: int) -> list[int]:
-        """Products of several matrices with one vector, (width, rows) each; rows may be strided."""
-        whole = self._weights.get(f"blk.{layer}.{fused}.weight")
-        if whole is None:
-            return [self._linear(layer, kind, x) for kind in kinds]
-        product = ggml.mul_mat(self._ctx, whole, x)
-        stride = sum(kinds.values()) * _FLOAT
-        results, offset = [], 0
-        for kind, width in kinds.items():
-            part = ggml.view_2d(self._ctx, product, width, self._rows, stride, offset)
-            results.append(self._finish(layer, kind, part, x))
-            offset += width * _FLOAT
-        return results
-
     # --- attention ----------------------------------------------------------------------------
 
     def _attention(self, layer: int, x: int) -> int:
         hp, ctx, spec = self._hp, self._ctx, self._spec
         kv_width = hp.n_head_kv * hp.head_dim
-        widths = {"attn_q": hp.n_head * hp.head_dim, "attn_k": kv_width, "attn_v": kv_width}
-        normalised = self._norm(x, f"blk.{layer}.attn_norm.weight")
-        q, k, v = self._linears(layer, "attn_qkv", widths, normalised)
+        q, k, v = self._query_key_value(layer, self._norm(x, f"blk.{layer}.attn_norm.weight"))
         q = self._rope(layer, "attn_q", q, hp.n_head)
         k = self._rope(layer, "attn_k", k, hp.n_head_kv)
         k = ggml.reshape_2d(ctx, k, kv_width, spec.rows)
@@ -301,6 +285,22 @@ class _Builder:
         ggml.prec_set_acc(attended, ggml.PREC_F32)
         attended = ggml.reshape_2d(ctx, attended, hp.n_head * hp.head_dim, spec.rows)
         return self._linear(layer, "attn_output", attended)
+
+    def _query_key_value(self, layer: int, x: int) -> list[int]:
+        """[heads * head_dim, rows] each; rows may be strided."""
+        kv_width = self._hp.n_head_kv * self._hp.head_dim
+        widths = {"attn_q": self._hp.n_head * self._hp.head_dim, "attn_k": kv_width, "attn_v": kv_width}
+        fused = self._weights.get(f"blk.{layer}.attn_qkv.weight")
+        if fused is None:
+            return [self._linear(layer, kind, x) for kind in widths]
+        product = ggml.mul_mat(self._ctx, fused, x)
+        stride = sum(widths.values()) * _FLOAT
+        results, offset = [], 0
+        for kind, width in widths.items():
+            part = ggml.view_2d(self._ctx, product, width, self._rows, stride, offset)
+            results.append(self._finish(layer, kind, part, x))
+            offset += width * _FLOAT
+        return results
 
     def _rope(self, layer: int, kind: str, x: int, n_heads: int) -> int:
         hp, ctx = self._hp, self._ctx
@@ -341,12 +341,33 @@ class _Builder:
         return result
 
     def _dense_ffn(self, layer: int, x: int) -> int:
-        hp = self._hp
-        widths = {"ffn_gate": hp.n_ff, "ffn_up": hp.n_ff}
-        gate, up = self._linears(layer, "ffn_gate_up", widths, x)
-        activation = ggml.swiglu_split(self._ctx, gate, up)
+        hp, ctx = self._hp, self._ctx
+        fused = self._weights.get(f"blk.{layer}.ffn_gate_up.weight")
+        if fused is None:
+            gate, up = (self._linear(layer, kind, x) for kind in _GATE_UP)
+        else:
+            gate, up = self._part(ggml.mul_mat(ctx, fused, x), hp.n_ff * self._rows)
+            gate = self._add_aligned(gate, self._side(f"blk.{layer}.ffn_gate.weight", x))
+            up = self._add_aligned(up, self._side(f"blk.{layer}.ffn_up.weight", x))
+        activation = ggml.reshape_2d(ctx, ggml.swiglu_split(ctx, gate, up), hp.n_ff, self._rows)
         self._capture("ffn_activation", layer, activation, hp.n_ff)
         return self._linear(layer, "ffn_down", activation)
+
+    def _part(self, interleaved: int, n_values: int) -> list[int]:
+        """Gate's and up's `n_values` values each, out of an interleaved product: [INTERLEAVED, the rest]."""
+        size = INTERLEAVED * _FLOAT
+        return [
+            ggml.view_2d(self._ctx, interleaved, INTERLEAVED, n_values // INTERLEAVED, 2 * size, offset)
+            for offset in (0, size)
+        ]
+
+    def _add_aligned(self, part: int, side: int | None) -> int:
+        """`part` plus a contiguous side path of as many values, in the shape that `part` has."""
+        if side is None:
+            return part
+        width, n_rows = ggml.extents(part)
+        result: int = ggml.add(self._ctx, ggml.reshape_2d(self._ctx, side, width, n_rows), part)
+        return result
 
     def _grouped_ffn(self, layer: int, x: int, count: int) -> int:
         """The FFN over `count` neuron groups: groups are experts, chosen by ids."""
@@ -356,20 +377,16 @@ class _Builder:
         ids = self._input(f"groups.{layer}", np.int32, rows, count)
         expanded = ggml.reshape_3d(ctx, x, hp.n_embd, 1, rows)
         if grouped.gate_up is not None:
-            both_ids = self._input(f"gate_up_groups.{layer}", np.int32, rows, 2 * count)
-            both = ggml.mul_mat_id(ctx, grouped.gate_up, expanded, both_ids)  # [size, 2 count, rows]
-            stride = 2 * count * size * _FLOAT
-            gate = ggml.view_2d(ctx, both, count * size, rows, stride, 0)
-            up = ggml.view_2d(ctx, both, count * size, rows, stride, count * size * _FLOAT)
+            both = ggml.mul_mat_id(ctx, grouped.gate_up, expanded, ids)  # [2 size, count, rows]
+            gate, up = self._part(both, count * size * rows)
         else:
             gate, up = (
                 ggml.reshape_2d(ctx, ggml.mul_mat_id(ctx, matrix, expanded, ids), count * size, rows)
                 for matrix in (grouped.gate, grouped.up)
             )
-        gate = self._add_group_side(layer, "ffn_gate", gate, x, ids)
-        up = self._add_group_side(layer, "ffn_up", up, x, ids)
-        activation = ggml.swiglu_split(ctx, gate, up)
-        activation = ggml.reshape_3d(ctx, activation, size, count, rows)
+        gate = self._add_aligned(gate, self._group_side(layer, "ffn_gate", x, ids))
+        up = self._add_aligned(up, self._group_side(layer, "ffn_up", x, ids))
+        activation = ggml.reshape_3d(ctx, ggml.swiglu_split(ctx, gate, up), size, count, rows)
         self._capture("ffn_activation", layer, activation, count * size)
         parts = ggml.mul_mat_id(ctx, grouped.down, activation, ids)  # [n_embd, count, rows]
         output = self._sum_groups(parts, hp.n_embd)
@@ -382,21 +399,17 @@ class _Builder:
         result: int = ggml.reshape_2d(self._ctx, summed, width, self._rows)
         return result
 
-    def _add_group_side(self, layer: int, kind: str, part: int, x: int, ids: int) -> int:
-        """Side path of gate or up, cut to the chosen groups: [count * group_size, rows]."""
+    def _group_side(self, layer: int, kind: str, x: int, ids: int) -> int | None:
+        """Side path of gate or up, cut to the chosen groups: [group_size, count, rows]."""
         side = self._side(f"blk.{layer}.{kind}.weight", x)
         if side is None:
-            return part
+            return None
         grouped, ctx = self._parts.grouped[layer], self._ctx
         if grouped.padding:
             side = ggml.pad(ctx, side, grouped.padding, 0, 0, 0)
         side = ggml.reshape_3d(ctx, side, grouped.group_size, grouped.n_groups, self._rows)
-        chosen = ggml.get_rows(ctx, side, ids)  # [group_size, count, rows]
-        count = self._spec.groups_of(layer)
-        result: int = ggml.add(
-            ctx, ggml.reshape_2d(ctx, chosen, count * grouped.group_size, self._rows), part
-        )
-        return result
+        chosen: int = ggml.get_rows(ctx, side, ids)
+        return chosen
 
     def _add_down_side(self, layer: int, output: int, activation: int, ids: int) -> int:
         """Side path of down over the chosen groups' columns of A."""

@@ -1,8 +1,8 @@
 """An FFN cut into neuron groups, laid out so that any subset of them can be computed.
 
 ``ffn(x) = sum_j down[:, j] * silu(gate[j] . x) * (up[j] . x)`` is a sum over hidden neurons. Groups of
-neighbouring neurons are treated as experts: gate and up are seen as (n_groups, group, n_embd), down is
-laid out anew as (n_groups, n_embd, group), whole quantization blocks at a time, so nothing is
+neighbouring neurons are treated as experts: gate and up are seen as (n_groups, group, n_embd) where they
+lie, down is laid out anew as (n_groups, n_embd, group), whole quantization blocks at a time, so nothing is
 quantized twice. A width that does not divide gets one short last group, padded with zeros.
 """
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from edge_runtime.engine import ggml
 from edge_runtime.engine.architecture import Hyperparameters
 from edge_runtime.engine.gguf import GGML_TYPES
-from edge_runtime.engine.weights import TensorContext, Weights, allocate
+from edge_runtime.engine.weights import INTERLEAVED, TensorContext, Weights, allocate
 from edge_runtime.errors import RequestError, UnsupportedModelError
 
 _MIN_GROUPS = 16
@@ -29,7 +29,8 @@ class GroupedLayer:
     """One layer's FFN as experts. Tensors in ggml's order of axes.
 
     Attributes:
-        gate_up: [n_embd, group_size, 2 n_groups], gate's groups before up's; None where they lie apart.
+        gate_up: [n_embd, 2 group_size, n_groups], `INTERLEAVED` rows of gate and up in turn; None where
+            they lie apart.
         gate, up: [n_embd, group_size, n_groups]; 0 where `gate_up` serves.
         down: [group_size, n_embd, n_groups].
         padding: neurons of zeros at the end of the last group.
@@ -46,8 +47,10 @@ class GroupedLayer:
 
 def group_unit(weights: Weights, hyperparameters: Hyperparameters) -> int:
     """The number of neurons that every group size must be a multiple of, for this file."""
-    types = (weights.record(f"blk.{layer}.ffn_down.weight").type for layer in range(hyperparameters.n_layers))
-    return max(_ROW_BLOCK, *(GGML_TYPES[type_].block_size for type_ in types))
+    layers = range(hyperparameters.n_layers)
+    types = {weights.record(f"blk.{layer}.ffn_down.weight").type for layer in layers}
+    fused = any(f"blk.{layer}.ffn_gate_up.weight" in weights for layer in layers)
+    return max(INTERLEAVED if fused else _ROW_BLOCK, *(GGML_TYPES[type_].block_size for type_ in types))
 
 
 def default_group_size(n_ff: int, unit: int) -> int:
@@ -98,16 +101,16 @@ class NeuronGroups:
         fused = self._weights.get(f"blk.{layer}.ffn_gate_up.weight")
         if fused is not None and not self.padding:
             gate_type = self._weights.record(f"blk.{layer}.ffn_gate.weight").type
-            both = self._view(fused, gate_type, 2 * self.n_groups)
+            both = self._view(fused, gate_type, 2 * self.group_size)
             return GroupedLayer(self.group_size, self.n_groups, 0, both, 0, 0, down)
         gate, up = (self._rows(layer, kind) for kind in ("ffn_gate", "ffn_up"))
         return GroupedLayer(self.group_size, self.n_groups, self.padding, None, gate, up, down)
 
-    def _view(self, matrix: int, type_: int, n_groups: int) -> int:
-        """A matrix of neurons as rows, seen as groups; shares its memory."""
+    def _view(self, matrix: int, type_: int, rows: int) -> int:
+        """A matrix seen as n_groups groups of `rows` rows; shares its memory."""
         row = int(ggml.row_size(type_, self._hp.n_embd))
-        extents = (self._hp.n_embd, self.group_size, n_groups)
-        view: int = ggml.view_3d(self._context.pointer, matrix, *extents, row, row * self.group_size, 0)
+        extents = (self._hp.n_embd, rows, self.n_groups)
+        view: int = ggml.view_3d(self._context.pointer, matrix, *extents, row, row * rows, 0)
         ggml.backend_view_init(view)
         return view
 
@@ -115,7 +118,7 @@ class NeuronGroups:
         name = f"blk.{layer}.{kind}.weight"
         type_ = self._weights.record(name).type
         if not self.padding:
-            return self._view(self._weights[name], type_, self.n_groups)
+            return self._view(self._weights[name], type_, self.group_size)
         rows = np.frombuffer(self._weights.bytes_in_file(name), np.uint8).reshape(self._hp.n_ff, -1)
         padded = np.pad(rows, ((0, self.padding), (0, 0)))
         return self._store(padded, type_, (self._hp.n_embd, self.group_size, self.n_groups), self.group_size)

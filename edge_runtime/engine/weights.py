@@ -4,13 +4,15 @@ The CPU backend's repack buffer interleaves the rows of a matrix so that one pas
 What it takes is copied there, tensor by tensor, and the file's pages are given back at once, so that
 memory never holds a model twice. Everything else stays in the file mapping.
 
-Matrices that multiply the same vector and have one type are laid out as one (`attn_qkv`,
-`ffn_gate_up`): the vector is then quantized once instead of two or three times.
+Matrices that multiply the same vector and have one type are laid out as one: the vector is then quantized
+once instead of two or three times. `attn_qkv` has its parts one after the other. `ffn_gate_up` takes
+`INTERLEAVED` rows of gate, then as many of up, and so on: whatever group of neurons is chosen, its gate and
+up lie side by side, and are read in one go.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -23,10 +25,10 @@ from edge_runtime.errors import OutOfMemoryError
 
 EMBEDDING = "token_embd.weight"
 HEAD = "output.weight"
-_FUSED = {
-    "attn_qkv": ("attn_q", "attn_k", "attn_v"),
-    "ffn_gate_up": ("ffn_gate", "ffn_up"),
-}
+# Neurons whose gate rows, then up rows, lie together in `ffn_gate_up`: the block of most quantizations.
+INTERLEAVED = 32
+_QKV = ("attn_q", "attn_k", "attn_v")
+_GATE_UP = ("ffn_gate", "ffn_up")
 _MULTIPLIED = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 
 
@@ -103,14 +105,42 @@ class RepackedTypes:
 
 @dataclass(frozen=True, slots=True)
 class _Placement:
-    """Tensors of the file that are repacked side by side, as one matrix."""
+    """Tensors of the file that are repacked as one matrix: `block` rows of each in turn, 0 for all rows."""
 
     name: str
     parts: tuple[TensorRecord, ...]
+    block: int = 0
 
     @property
     def size(self) -> int:
         return sum(part.size for part in self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """One tensor on its way from the file to the repack buffer: `block` rows go to every `stride` bytes."""
+
+    record: TensorRecord
+    source: memoryview
+    address: int
+    block: int
+    stride: int
+
+    def run(self, buffer: int) -> int:
+        """Copy, give the file's pages back, and return the number of bytes."""
+        source = address_of(self.source)
+        memory.read_ahead(source, self.record.size)
+        width, n_rows = self.record.shape
+        size = self.block * (self.record.size // n_rows)
+        context = TensorContext(n_rows // self.block)
+        for number in range(n_rows // self.block):
+            rows = ggml.new_tensor_2d(context.pointer, self.record.type, width, self.block)
+            ggml.backend_tensor_alloc(buffer, rows, self.address + number * self.stride)
+            ggml.backend_tensor_set(rows, source + number * size, 0, size)
+        context.free()
+        if self.record.name != EMBEDDING:
+            memory.drop_pages(source, self.record.size)
+        return self.record.size
 
 
 class Weights:
@@ -201,15 +231,24 @@ class Weights:
         tensors = self._gguf.tensors
         alone = {kind: tensors[f"blk.{layer}.{kind}.weight"] for kind in _MULTIPLIED}
         alone = {kind: record for kind, record in alone.items() if self._can_repack(record)}
+
+        def together(name: str, kinds: tuple[str, ...], block: int = 0) -> list[_Placement]:
+            parts = tuple(alone.pop(kind) for kind in kinds)
+            return [_Placement(f"blk.{layer}.{name}.weight", parts, block)]
+
         found = []
-        for name, kinds in _FUSED.items():
-            parts = tuple(alone[kind] for kind in kinds if kind in alone)
-            if len(parts) == len(kinds) and len({part.type for part in parts}) == 1:
-                found.append(_Placement(f"blk.{layer}.{name}.weight", parts))
-                for kind in kinds:
-                    del alone[kind]
+        if self._is_one_type(alone, _QKV):
+            found += together("attn_qkv", _QKV)
+        biased = any(f"blk.{layer}.{kind}.bias" in tensors for kind in _GATE_UP)
+        if self._is_one_type(alone, _GATE_UP) and not alone["ffn_gate"].shape[1] % INTERLEAVED and not biased:
+            found += together("ffn_gate_up", _GATE_UP, INTERLEAVED)
         found += [_Placement(record.name, (record,)) for record in alone.values()]
         return found
+
+    @staticmethod
+    def _is_one_type(repackable: Mapping[str, TensorRecord], kinds: Collection[str]) -> bool:
+        types = {repackable[kind].type if kind in repackable else None for kind in kinds}
+        return None not in types and len(types) == 1
 
     def _can_repack(self, record: TensorRecord) -> bool:
         assert self.repack_types is not None
@@ -250,28 +289,20 @@ class Weights:
         self.repacked_bytes = total
         base = int(ggml.backend_buffer_get_base(buffer))
 
-        copies: list[tuple[int, TensorRecord]] = []
+        copies = []
         offset = 0
         for placement in placements:
             copies += self._place(placement, buffer, base + offset)
             offset += -(-placement.size // alignment) * alignment
 
-        def copy(tensor: int, record: TensorRecord) -> int:
-            source = address_of(self._gguf.tensor_bytes(record.name))
-            memory.read_ahead(source, record.size)
-            ggml.backend_tensor_set(tensor, source, 0, record.size)
-            if record.name != EMBEDDING:
-                memory.drop_pages(source, record.size)
-            return record.size
-
         done = 0
         with ThreadPoolExecutor(threads) as pool:
-            for size in pool.map(lambda task: copy(*task), copies):
+            for size in pool.map(lambda copy: copy.run(buffer), copies):
                 done += size
                 progress(done / total)
         self._huge_pages = memory.HugePages(base, total)
 
-    def _place(self, placement: _Placement, buffer: int, address: int) -> list[tuple[int, TensorRecord]]:
+    def _place(self, placement: _Placement, buffer: int, address: int) -> list[_Copy]:
         """Describe a placement's matrix at `address`; returns what is to be copied where."""
         first = placement.parts[0]
         n_rows = sum(part.shape[1] for part in placement.parts)
@@ -279,16 +310,14 @@ class Weights:
         ggml.backend_tensor_alloc(buffer, whole, address)
         self._tensors[placement.name] = whole
         self._repacked.add(placement.name)
-        if len(placement.parts) == 1:
-            return [(whole, first)]
         copies = []
         for part in placement.parts:
-            tensor = ggml.new_tensor_2d(self._context.pointer, part.type, *part.shape)
-            ggml.backend_tensor_alloc(buffer, tensor, address)
-            self._tensors[part.name] = tensor
             self._repacked.add(part.name)
-            copies.append((tensor, part))
-            address += part.size
+            block = placement.block or part.shape[1]
+            row = part.size // part.shape[1]
+            stride = row * (len(placement.parts) * block if placement.block else block)
+            copies.append(_Copy(part, self._gguf.tensor_bytes(part.name), address, block, stride))
+            address += block * row
         return copies
 
     def close(self) -> None:
