@@ -11,7 +11,13 @@
     │   ├── ContextOverflowError    context_overflow    exit 2   more tokens than the context holds
     │   └── ChatTemplateError       chat_template       exit 2
     ├── OutOfMemoryError            out_of_memory       exit 6
-    └── DependencyError             dependency          exit 7   a library or an extra is missing or wrong
+    ├── DependencyError             dependency          exit 7   a library or an extra is missing or wrong
+    ├── ConfigError                 config              exit 2   a wrong setting
+    ├── OverloadedError             overloaded          exit 8   the daemon's queue is full; try again
+    ├── DeadlineError               deadline_exceeded   exit 9   the time given to a request is over
+    ├── UnavailableError            unavailable         exit 10  the daemon is stopping, or there is none
+    ├── UnauthenticatedError        unauthenticated     exit 11  a token is missing, wrong or revoked
+    └── ForbiddenError              permission_denied   exit 11  the token lacks the scope
 
 A message says what was found, what was needed and what to do. It never quotes a prompt.
 """
@@ -87,3 +93,53 @@ class DependencyError(EdgeRuntimeError):
 
     code = "dependency"
     exit_code = 7
+
+
+class ConfigError(EdgeRuntimeError):
+    """A setting is unknown, of the wrong type, or unsafe."""
+
+    code = "config"
+    exit_code = 2
+
+
+class OverloadedError(EdgeRuntimeError):
+    """More requests wait than the daemon keeps, or a caller failed too often.
+
+    Attributes:
+        retry_after: seconds after which another try makes sense.
+    """
+
+    code = "overloaded"
+    exit_code = 8
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class DeadlineError(EdgeRuntimeError):
+    """A request took longer than its caller, or the daemon, allows."""
+
+    code = "deadline_exceeded"
+    exit_code = 9
+
+
+class UnavailableError(EdgeRuntimeError):
+    """The daemon is stopping, or cannot be reached."""
+
+    code = "unavailable"
+    exit_code = 10
+
+
+class UnauthenticatedError(EdgeRuntimeError):
+    """A token is missing, unknown, or was revoked."""
+
+    code = "unauthenticated"
+    exit_code = 11
+
+
+class ForbiddenError(EdgeRuntimeError):
+    """A valid token that does not allow this."""
+
+    code = "permission_denied"
+    exit_code = 11

@@ -1,0 +1,73 @@
+"""Settings of the daemon: one TOML file, above it the environment, above that the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+def setting(default: Any, explanation: str) -> Any:
+    """A field with its explanation, which ``edgert config show --explain`` prints."""
+    return field(default=default, metadata={"explanation": explanation})
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """Where the daemon listens, and whom it answers."""
+
+    http: str = setting("127.0.0.1:8420", "address and port of the HTTP API and the status page; empty: none")
+    grpc: str = setting("127.0.0.1:8421", "address and port of the gRPC API; empty: none")
+    tls_certificate: str = setting("", "PEM file of the server's certificate; needed beyond loopback")
+    tls_key: str = setting("", "PEM file of its private key")
+    require_token: bool = setting(
+        False, "ask for a token on loopback too; beyond loopback it always is asked for"
+    )
+    shutdown_seconds: float = setting(20.0, "how long running requests may go on after SIGTERM")
+    max_body_bytes: int = setting(4 << 20, "largest HTTP body and gRPC message taken")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Which model answers, and how it is loaded."""
+
+    default: str = setting("demo", "model for requests that name none: of the store, or a GGUF file")
+    preload: bool = setting(True, "load the default model at the start instead of with the first request")
+    threads: int = setting(0, "CPU threads; 0: the physical cores, or one for a model below 32 MiB")
+    context: int = setting(
+        0, "tokens a request may have, prompt and answer; 0: the model's own, at most 4096"
+    )
+    sequences: int = setting(4, "requests computed together; each takes memory for its context")
+    weights: Literal["repack", "mmap"] = setting(
+        "repack", "repack: copied to the fastest layout; mmap: left in the file, for little memory"
+    )
+    kv_type: Literal["f16", "f32", "q8_0"] = setting("f16", "how keys and values are kept")
+    max_loaded: int = setting(1, "models in memory at once; the one unused the longest gives way")
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulingConfig:
+    """How requests share the machine."""
+
+    queue: int = setting(32, "requests that may wait; further ones are refused")
+    prefill_chunk: int = setting(64, "prompt tokens computed between two tokens of running answers")
+    request_seconds: float = setting(600.0, "longest time a request may take, waiting included")
+    ready_seconds: float = setting(60.0, "/readyz is green if a token was produced within this time")
+
+
+@dataclass(frozen=True, slots=True)
+class LogConfig:
+    """What is written down. Prompts and answers never are."""
+
+    format: Literal["human", "json"] = setting("human", "one line of text, or one JSON object, an event")
+    level: Literal["debug", "info", "warning", "error"] = setting("info", "least important events written")
+    file: str = setting("", "file that is written and rotated; empty: standard error")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """All settings."""
+
+    server: ServerConfig = field(default_factory=ServerConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    scheduling: SchedulingConfig = field(default_factory=SchedulingConfig)
+    log: LogConfig = field(default_factory=LogConfig)
