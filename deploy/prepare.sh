@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Sets up the virtual environment: deploy/prepare.sh FOLDER [EXTRA]
+# The package in it is this checkout itself, or a copy of what PACKAGE names (a wheel or a source folder).
 # Says everything that is missing at once, and changes nothing outside FOLDER. Safe to run again.
 set -euo pipefail
 
@@ -72,4 +73,10 @@ case $extra in
         ;;
 esac
 echo "installing edge-runtime${extra:+ with $extra}"
-"${pip[@]}" install --quiet --editable ".${extra:+[$extra]}"
+if [ -n "${PACKAGE:-}" ]; then
+    "${pip[@]}" install --quiet "$PACKAGE${extra:+[$extra]}"
+    # Once more and by force: pip leaves a wheel alone whose version it has, and an update may keep the version.
+    "${pip[@]}" install --quiet --force-reinstall --no-deps "$PACKAGE"
+else
+    "${pip[@]}" install --quiet --editable ".${extra:+[$extra]}"
+fi

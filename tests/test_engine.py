@@ -35,9 +35,7 @@ def loaded(path: Path) -> Iterator[Engine]:
 
 @pytest.fixture
 def engine(loaded: Engine) -> Engine:
-    for sequence in loaded._sequences:
-        loaded.model.cells.remove(sequence.number)
-        sequence.tokens.clear()
+    loaded.places.forget()
     return loaded
 
 

@@ -14,7 +14,8 @@ import click
 from edge_runtime.cli.terminal import Bar, printable
 
 if TYPE_CHECKING:
-    from edge_runtime.engine.engine import Engine, Generation
+    from edge_runtime.engine.engine import Engine
+    from edge_runtime.engine.generation import Generation
     from edge_runtime.engine.sampling import SamplingParameters
 
 

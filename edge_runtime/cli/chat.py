@@ -13,7 +13,8 @@ from edge_runtime.cli.options import engine_options, sampling_options
 from edge_runtime.errors import ChatTemplateError, ContextOverflowError, RequestError
 
 if TYPE_CHECKING:
-    from edge_runtime.engine.engine import Engine, Generation
+    from edge_runtime.engine.engine import Engine
+    from edge_runtime.engine.generation import Generation
     from edge_runtime.engine.sampling import SamplingParameters
 
 Message = dict[str, str]

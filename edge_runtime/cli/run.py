@@ -13,7 +13,8 @@ from edge_runtime.cli.options import engine_options, json_option, sampling_optio
 from edge_runtime.errors import RequestError
 
 if TYPE_CHECKING:
-    from edge_runtime.engine.engine import Engine, Generation
+    from edge_runtime.engine.engine import Engine
+    from edge_runtime.engine.generation import Generation
 
 
 @click.command("run")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
+from edge_runtime.engine.decoding import FinishReason, TokenLogprob
 from edge_runtime.engine.sampling import SamplingParameters
 from edge_runtime.errors import RequestError
 
@@ -13,8 +13,9 @@ MAX_LOGPROBS = 20  # alternatives a token, as in the field's HTTP APIs
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
 
-FinishReason = Literal["stop", "length"]
 Message = Mapping[str, str]
+
+__all__ = ["Chunk", "Embeddings", "FinishReason", "GenerationRequest", "Message", "TokenLogprob", "Usage"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,23 +60,6 @@ class GenerationRequest:
                 f"{len(self.stop)} stop strings; possible are {MAX_STOPS} of 1 to {MAX_STOP_CHARACTERS} "
                 "characters"
             )
-
-
-@dataclass(frozen=True, slots=True)
-class TokenLogprob:
-    """A token's log-probability before temperature, penalties and filters.
-
-    Attributes:
-        token: its id.
-        raw: its bytes; a part of a character at times.
-        logprob: natural logarithm.
-        top: the likeliest alternatives (id, bytes, logprob), likeliest first.
-    """
-
-    token: int
-    raw: bytes
-    logprob: float
-    top: tuple[tuple[int, bytes, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
@@ -14,20 +13,19 @@ from edge_runtime.engine.architecture import Hyperparameters, check_tensors, rea
 from edge_runtime.engine.backend import default_threads
 from edge_runtime.engine.batch import Batch
 from edge_runtime.engine.chat_template import ChatTemplate
+from edge_runtime.engine.decoding import Decoding, Piece
+from edge_runtime.engine.generation import Generation
 from edge_runtime.engine.gguf import GGUFFile
 from edge_runtime.engine.kv_tensors import KVType
 from edge_runtime.engine.model import Model
 from edge_runtime.engine.sampling import Sampler, SamplingParameters
-from edge_runtime.engine.text_stream import TextStream
+from edge_runtime.engine.sequences import Places
 from edge_runtime.engine.tokenizer import Tokenizer
 from edge_runtime.errors import ChatTemplateError, ContextOverflowError, RequestError
 
 _DEFAULT_CONTEXT = 4096
 _MAX_CONTEXT = 1 << 20
 _ONE_THREAD_BYTES = 32 << 20
-_WORTH_SHARING = 32  # tokens of another sequence's prefix that make sharing its cells worth while
-
-FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,28 +68,6 @@ class EngineOptions:
             raise RequestError(f"weights = {self.weights!r}; possible are 'repack' and 'mmap'")
 
 
-class Piece(NamedTuple):
-    """Newly decided text. Empty where a token only completes part of a character or of a stop string."""
-
-    text: str
-    tokens: tuple[int, ...]
-
-
-@dataclass(slots=True)
-class _Sequence:
-    """A place in the KV cache and the tokens whose keys and values it holds."""
-
-    number: int
-    tokens: list[int]
-    busy: bool = False
-
-
-def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-    length = min(len(first), len(second))
-    differs = np.flatnonzero(np.asarray(first[:length]) != np.asarray(second[:length]))
-    return int(differs[0]) if differs.size else length
-
-
 def _threads_for(gguf: GGUFFile) -> int:
     """All physical cores, but one for a small model.
 
@@ -115,7 +91,7 @@ class Engine:
         self.tokenizer = tokenizer
         self.options = options
         self.context = model.cells.n_cells // options.sequences
-        self._sequences = [_Sequence(number, []) for number in range(options.sequences)]
+        self.places = Places(model.cells)
         self._template: ChatTemplate | None = None
 
     @classmethod
@@ -211,21 +187,8 @@ class Engine:
         tokens = (
             self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
         )
-        if max_tokens is not None and (isinstance(max_tokens, bool) or max_tokens < 1):
-            raise RequestError(f"max_tokens = {max_tokens!r}; needed is a whole number of at least 1")
-        if not tokens:
-            raise RequestError(
-                "the prompt is empty and this model has no token that begins a text; give it some text"
-            )
-        if len(tokens) >= self.context:
-            raise ContextOverflowError(
-                f"the prompt has {len(tokens)} tokens and the context holds {self.context}, one of them for "
-                "the answer; shorten the prompt or load the model with a larger context"
-            )
-        if min(tokens) < 0 or max(tokens) >= self.hyperparameters.n_vocab:
-            highest = self.hyperparameters.n_vocab - 1
-            raise RequestError(f"token ids {min(tokens)}..{max(tokens)}; this model's go from 0 to {highest}")
-        return Generation(self, tokens, sampling or SamplingParameters(), max_tokens, stop)
+        limit = self.limit(tokens, max_tokens)
+        return Generation(self, tokens, sampling=sampling or SamplingParameters(), limit=limit, stop=stop)
 
     def chat(
         self,
@@ -240,6 +203,15 @@ class Engine:
         Raises:
             ChatTemplateError: the model has no chat template, or it refuses these messages.
         """
+        tokens = self.chat_tokens(messages)
+        return self.generate(tokens, sampling=sampling, max_tokens=max_tokens, stop=stop)
+
+    def chat_tokens(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """The prompt that a conversation becomes.
+
+        Raises:
+            ChatTemplateError: the model has no chat template, or it refuses these messages.
+        """
         template = self.chat_template
         if template is None:
             raise ChatTemplateError(
@@ -247,30 +219,135 @@ class Engine:
             )
         text = template.render(messages)
         written = bool(template.bos_token) and text.startswith(template.bos_token)
-        tokens = self.tokenizer.encode(text, add_bos=not written, parse_special=True)
-        return self.generate(tokens, sampling=sampling, max_tokens=max_tokens, stop=stop)
+        return self.tokenizer.encode(text, add_bos=not written, parse_special=True)
 
-    def _claim(self, tokens: Sequence[int]) -> tuple[_Sequence, int]:
-        """A free sequence and how many leading tokens of the prompt its cells now hold."""
-        free = [sequence for sequence in self._sequences if not sequence.busy]
-        if not free:
+    def decoding(
+        self,
+        tokens: Sequence[int],
+        *,
+        sampling: SamplingParameters | None = None,
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        logprobs: int | None = None,
+    ) -> Decoding:
+        """An answer that `begin` and `advance` bring forward, alone or together with others.
+
+        Raises:
+            ContextOverflowError: the prompt leaves no room for an answer.
+            RequestError: a parameter out of range, or an empty prompt.
+        """
+        tokens = [int(token) for token in tokens]
+        return Decoding(
+            self.tokenizer,
+            tokens,
+            sampling=sampling or SamplingParameters(),
+            limit=self.limit(tokens, max_tokens),
+            stop=stop,
+            logprobs=logprobs,
+        )
+
+    def limit(self, tokens: Sequence[int], max_tokens: int | None) -> int:
+        """How many tokens an answer to this prompt may have.
+
+        Raises:
+            ContextOverflowError: the prompt leaves no room for an answer.
+            RequestError: a parameter out of range, or an empty prompt.
+        """
+        if max_tokens is not None and (isinstance(max_tokens, bool) or max_tokens < 1):
+            raise RequestError(f"max_tokens = {max_tokens!r}; needed is a whole number of at least 1")
+        self.check_prompt(tokens, room=1)
+        room = self.context - len(tokens)
+        return room if max_tokens is None else min(max_tokens, room)
+
+    def check_prompt(self, tokens: Sequence[int], room: int) -> None:
+        """Refuse a prompt that is empty, too long to leave `room` tokens, or no token ids.
+
+        Raises:
+            ContextOverflowError, RequestError: it is.
+        """
+        if not tokens:
             raise RequestError(
-                f"all {len(self._sequences)} sequences of this engine are busy; close one first"
+                "the prompt is empty and this model has no token that begins a text; give it some text"
             )
-        # The last token is always computed: its logits are what generation starts from.
-        usable = tokens[:-1]
-        shared = {seq.number: _common_prefix(usable, seq.tokens) for seq in self._sequences}
-        chosen = max(free, key=lambda sequence: (shared[sequence.number], -len(sequence.tokens)))
-        best = max(self._sequences, key=lambda sequence: shared[sequence.number])
-        reused = shared[chosen.number]
-        if shared[best.number] >= reused + _WORTH_SHARING:
-            reused = shared[best.number]
-            self.model.cells.copy(best.number, chosen.number, reused)
-        else:
-            self.model.cells.remove(chosen.number, reused)
-        chosen.tokens = list(tokens[:reused])
-        chosen.busy = True
-        return chosen, reused
+        if len(tokens) + room > self.context:
+            raise ContextOverflowError(
+                f"the prompt has {len(tokens)} tokens and the context holds {self.context}, {room} of them "
+                "for the answer; shorten the prompt or load the model with a larger context"
+            )
+        if min(tokens) < 0 or max(tokens) >= self.hyperparameters.n_vocab:
+            highest = self.hyperparameters.n_vocab - 1
+            raise RequestError(f"token ids {min(tokens)}..{max(tokens)}; this model's go from 0 to {highest}")
+
+    # --- answers in progress ------------------------------------------------------------------
+
+    def begin(self, decoding: Decoding) -> bool:
+        """Give an answer a place in the KV cache; False if all are busy."""
+        place = self.places.claim(decoding.prompt)
+        if place is not None:
+            decoding.begin(place)
+        return place is not None
+
+    def end(self, decoding: Decoding) -> None:
+        """Free an answer's place, finished or not; safe to call twice."""
+        if decoding.place is not None:
+            self.places.release(decoding.place)
+            decoding.place = None
+
+    def advance(
+        self, decodings: Sequence[Decoding], prefill: int | None = None
+    ) -> list[tuple[Decoding, Piece]]:
+        """One forward pass for several answers: a token for each that has its prompt behind it.
+
+        Args:
+            decodings: begun and not finished; those first in line have their prompts computed first.
+            prefill: at most so many tokens of prompts; None takes the batch of the engine's options.
+
+        Returns:
+            those that have a new piece; an answer may be complete by it.
+        """
+        budget = self.options.batch if prefill is None else prefill
+        shares: list[tuple[Decoding, list[int]]] = []
+        for decoding in decodings:
+            count = min(len(decoding.pending), budget) if decoding.is_prefilling else 1
+            budget -= count if decoding.is_prefilling else 0
+            if count:
+                shares.append((decoding, decoding.pending[:count]))
+        if not shares:
+            return []
+        tokens = [token for _, share in shares for token in share]
+        positions: list[int] = []
+        numbers: list[int] = []
+        wanted: list[int] = []
+        due: list[Decoding] = []
+        for decoding, share in shares:
+            assert decoding.place is not None
+            start = len(decoding.place.tokens)
+            positions += range(start, start + len(share))
+            numbers += [decoding.place.number] * len(share)
+            if len(share) == len(decoding.pending):
+                wanted.append(len(positions) - 1)
+                due.append(decoding)
+        batch = Batch(tokens, np.array(positions, np.int32), np.array(numbers, np.int32), wanted)
+        result = self.model.forward(batch)
+        for decoding, share in shares:
+            decoding.computed(share)
+        return [(decoding, decoding.take(row)) for decoding, row in zip(due, result.logits, strict=True)]
+
+    def probe(self) -> int:
+        """Really compute a token and return it, without disturbing what the KV cache holds.
+
+        Raises:
+            RequestError: all places are busy, so real answers are being computed.
+        """
+        place = max((p for p in self.places if not p.busy), key=lambda p: len(p.tokens), default=None)
+        if place is None:
+            raise RequestError("all sequences are busy: there is nothing to probe")
+        tokens = place.tokens[-1:] or [self.tokenizer.bos or 0]
+        position = max(len(place.tokens) - 1, 0)
+        logits = self.model.forward(Batch(tokens, [position], place.number)).logits[0]
+        if not place.tokens:
+            self.model.cells.remove(place.number)
+        return int(Sampler(SamplingParameters(temperature=0), len(logits)).sample(logits))
 
     def close(self) -> None:
         """Free the model; safe to call twice."""
@@ -283,102 +360,3 @@ class Engine:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-
-class Generation:
-    """An answer in progress: iterate over its pieces, or take the whole `text`. Closing it stops the work.
-
-    Attributes:
-        finish_reason: ``stop`` (the model ended, or a stop string came), ``length`` (max_tokens reached or
-            context full); None until then.
-        seed: of the random draws; the same seed gives the same text.
-        prompt_tokens, reused_tokens, generated_tokens: counts; reused ones were in the KV cache already.
-        prefill_seconds, decode_seconds: time until the first token, and after it.
-    """
-
-    def __init__(
-        self,
-        engine: Engine,
-        tokens: list[int],
-        sampling: SamplingParameters,
-        max_tokens: int | None,
-        stop: Sequence[str],
-    ) -> None:
-        self._engine = engine
-        self._sampler = Sampler(sampling, engine.hyperparameters.n_vocab)
-        self._stream = TextStream(stop)
-        room = engine.context - len(tokens)
-        self._limit = room if max_tokens is None else min(max_tokens, room)
-        self.seed = self._sampler.seed
-        self.finish_reason: FinishReason | None = None
-        self.prompt_tokens = len(tokens)
-        self.reused_tokens = 0
-        self.generated_tokens = 0
-        self.prefill_seconds = 0.0
-        self.decode_seconds = 0.0
-        self._pieces = self._run(tokens)
-
-    def __iter__(self) -> Iterator[Piece]:
-        return self
-
-    def __next__(self) -> Piece:
-        return next(self._pieces)
-
-    def text(self) -> str:
-        """The rest of the text, as a whole."""
-        return "".join(piece.text for piece in self)
-
-    def close(self) -> None:
-        """Stop; the sequence is free for the next request."""
-        self._pieces.close()
-
-    def _run(self, tokens: list[int]) -> Generator[Piece, None, None]:
-        sequence, self.reused_tokens = self._engine._claim(tokens)
-        try:
-            started = time.perf_counter()
-            for token in tokens:
-                self._sampler.accept(token)
-            logits = self._prefill(sequence, tokens)
-            token = self._sampler.sample(logits)
-            now = time.perf_counter()
-            self.prefill_seconds, decoding = now - started, now
-            while not self._engine.tokenizer.is_end(token):
-                self._sampler.accept(token)
-                self.generated_tokens += 1
-                text = self._stream.push(self._engine.tokenizer.token_bytes(token))
-                self.decode_seconds = time.perf_counter() - decoding
-                if self._stream.stopped:
-                    self.finish_reason = "stop"
-                elif self.generated_tokens >= self._limit:
-                    self.finish_reason = "length"
-                    text += self._stream.finish()
-                yield Piece(text, (token,))
-                if self.finish_reason:
-                    return
-                token = self._sampler.sample(self._forward(sequence, [token], logits=[0]))
-            self.finish_reason = "stop"
-            self.decode_seconds = time.perf_counter() - decoding
-            rest = self._stream.finish()
-            if rest:
-                yield Piece(rest, ())
-        finally:
-            sequence.busy = False
-
-    def _prefill(
-        self, sequence: _Sequence, tokens: list[int]
-    ) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
-        batch = self._engine.options.batch
-        for start in range(len(sequence.tokens), len(tokens), batch):
-            chunk = tokens[start : start + batch]
-            last = start + batch >= len(tokens)
-            logits = self._forward(sequence, chunk, logits=[len(chunk) - 1] if last else [])
-        return logits
-
-    def _forward(
-        self, sequence: _Sequence, tokens: list[int], logits: list[int]
-    ) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
-        start = len(sequence.tokens)
-        positions = np.arange(start, start + len(tokens), dtype=np.int32)
-        result = self._engine.model.forward(Batch(tokens, positions, sequence.number, logits))
-        sequence.tokens += tokens
-        return result.logits[0] if logits else np.empty(0, np.float32)

@@ -154,14 +154,24 @@ class ModelStore:
             ModelNotFoundError: there is none.
             RequestError: the built-in model.
         """
-        if name == DEMO_NAME:
-            raise RequestError("the demo model is part of the program and cannot be removed")
+        self.check_removable(name)
         with exclusive(self.home / "store.lock", wait=True):
             model = self.get(name)
             model.path.unlink()
             self._record(name).unlink(missing_ok=True)
             sync_folder(self.models)
         return model
+
+    def check_removable(self, name: str) -> None:
+        """Refuse to remove what cannot be.
+
+        Raises:
+            ModelNotFoundError: there is no such model.
+            RequestError: the built-in model.
+        """
+        if name == DEMO_NAME:
+            raise RequestError("the demo model is part of the program and cannot be removed")
+        self.get(name)
 
     def check_free(self, name: str) -> None:
         """Refuse a name that is in use.

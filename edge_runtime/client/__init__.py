@@ -1,0 +1,49 @@
+"""Talk to a running daemon: :class:`Client`, and :class:`AsyncClient` for asyncio.
+
+Errors are those of :mod:`edge_runtime.errors`, as if the engine ran in this process. Neither the engine nor
+numpy is imported.
+"""
+
+from edge_runtime.client.aio import AsyncClient, AsyncModels, AsyncStream
+from edge_runtime.client.sync import Client, Models, Stream
+from edge_runtime.client.types import (
+    Alternative,
+    Chunk,
+    Embeddings,
+    FinishReason,
+    GenerationOptions,
+    LoadedModel,
+    Message,
+    Model,
+    ModelDescription,
+    PullProgress,
+    RequestState,
+    RequestStatus,
+    Status,
+    TokenLogprob,
+    Usage,
+)
+
+__all__ = [
+    "Alternative",
+    "AsyncClient",
+    "AsyncModels",
+    "AsyncStream",
+    "Chunk",
+    "Client",
+    "Embeddings",
+    "FinishReason",
+    "GenerationOptions",
+    "LoadedModel",
+    "Message",
+    "Model",
+    "ModelDescription",
+    "Models",
+    "PullProgress",
+    "RequestState",
+    "RequestStatus",
+    "Status",
+    "Stream",
+    "TokenLogprob",
+    "Usage",
+]

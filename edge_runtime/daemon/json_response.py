@@ -1,0 +1,19 @@
+"""Answers in JSON, whole ones and streams of events."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.responses import Response
+
+
+def json_bytes(value: Any) -> bytes:
+    """JSON in ASCII: a line break of Unicode would otherwise end an event for some clients."""
+    return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
+
+
+def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """An answer that consists of one JSON value."""
+    return Response(json_bytes(value), status, dict(headers or {}), media_type="application/json")
