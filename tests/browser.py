@@ -274,8 +274,9 @@ class Page:
     def click(self, selector: str) -> None:
         """Press and release the mouse in the middle of an element."""
         place = self.evaluate(
-            f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
-            " e.scrollIntoView({block: 'center'}); const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; })()"
+            f"(() => {{ const node = document.querySelector({json.dumps(selector)});"
+            "node.scrollIntoView({block: 'center'}); const box = node.getBoundingClientRect();"
+            "return [box.x + box.width / 2, box.y + box.height / 2]; })()"
         )
         for kind in ("mousePressed", "mouseReleased"):
             self.call(
@@ -285,7 +286,8 @@ class Page:
     def press(self, key: str, *, control: bool = False) -> None:
         """Press and release a key that has a name."""
         codes = {"Enter": 13, "Escape": 27, "Tab": 9}
-        for kind in ("rawKeyDown", "keyUp"):
+        text = {"text": "\r"} if key == "Enter" and not control else {}  # which sends a form
+        for kind in ("keyDown" if text else "rawKeyDown", "keyUp"):
             self.call(
                 "Input.dispatchKeyEvent",
                 type=kind,
@@ -293,6 +295,7 @@ class Page:
                 code=key,
                 windowsVirtualKeyCode=codes[key],
                 modifiers=2 if control else 0,
+                **text,
             )
 
     def resize(self, width: int, height: int) -> None:

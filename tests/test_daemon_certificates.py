@@ -22,7 +22,6 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from edge_runtime.daemon.certificate_authority import (
     ensure_authority,
     issue_server,
-    normal_host,
     read_server,
     renewal_reason,
 )
@@ -32,6 +31,7 @@ from edge_runtime.daemon.certificates import (
     check_exposure,
     check_key_permissions,
     is_loopback,
+    normal_host,
     tls_files,
     token_required,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import struct
@@ -107,10 +108,7 @@ def test_stop_strings_end_the_text(client: OpenAI) -> None:
 
 
 def test_the_same_seed_gives_the_same_text(client: OpenAI) -> None:
-    texts = [
-        chat(client, temperature=1.5, seed=seed, max_completion_tokens=20).choices[0].message.content
-        for seed in (3, 3, 4)
-    ]
+    texts = [complete(client, temperature=3, seed=seed, max_tokens=20).choices[0].text for seed in (3, 3, 4)]
     assert texts[0] == texts[1] != texts[2]
 
 
@@ -219,10 +217,11 @@ def test_a_completion_reports_log_probabilities(client: OpenAI) -> None:
     choice = answer.choices[0]
     logprobs = choice.logprobs
     assert "".join(logprobs.tokens) == choice.text
-    assert [choice.text[at:].startswith(one) for at, one in zip(logprobs.text_offset, logprobs.tokens)] == [
-        True
-    ] * 6
-    for one, logprob, top in zip(logprobs.tokens, logprobs.token_logprobs, logprobs.top_logprobs):
+    for at, one in zip(logprobs.text_offset, logprobs.tokens, strict=True):
+        assert choice.text[at:].startswith(one)
+    for one, logprob, top in zip(
+        logprobs.tokens, logprobs.token_logprobs, logprobs.top_logprobs, strict=True
+    ):
         assert top[one] == logprob == max(top.values())
         assert len(top) == 2
 
@@ -240,7 +239,7 @@ def test_embeddings_are_the_same_in_both_encodings(client: OpenAI) -> None:
     packed = client.embeddings.create(model="demo", input=["a city", "a river"])
     plain = client.embeddings.create(model="demo", input=["a city", "a river"], encoding_format="float")
     assert [row.index for row in plain.data] == [0, 1]
-    for one, other in zip(packed.data, plain.data):
+    for one, other in zip(packed.data, plain.data, strict=True):
         assert len(one.embedding) == len(other.embedding) > 1
         # base64 carries float32: 24 bits of the decimal text's 53
         assert one.embedding == pytest.approx(other.embedding, abs=1e-7)
@@ -249,8 +248,6 @@ def test_embeddings_are_the_same_in_both_encodings(client: OpenAI) -> None:
 
 
 def test_base64_is_little_endian_float32(daemon: RunningDaemon) -> None:
-    import base64
-
     body = {"input": "a city", "encoding_format": "base64"}
     answer = httpx.post(daemon.url + "/v1/embeddings", json=body, timeout=60).json()
     raw = base64.b64decode(answer["data"][0]["embedding"], validate=True)
@@ -355,18 +352,22 @@ def test_too_long_a_prompt_is_a_bad_request(client: OpenAI) -> None:
 
 
 def test_a_wrong_token_is_an_authentication_error(daemon: RunningDaemon) -> None:
-    with OpenAI(base_url=daemon.url + "/v1", api_key="edgert_wrong", max_retries=0) as stranger:
-        with pytest.raises(openai.AuthenticationError) as caught:
-            chat(stranger)
+    with (
+        OpenAI(base_url=daemon.url + "/v1", api_key="edgert_wrong", max_retries=0) as stranger,
+        pytest.raises(openai.AuthenticationError) as caught,
+    ):
+        chat(stranger)
     assert caught.value.code == "unauthenticated"
     assert "edgert_wrong" not in str(caught.value)
 
 
 def test_a_token_without_the_scope_is_a_permission_error(daemon: RunningDaemon) -> None:
     token = daemon.token("other", Scope.PERSONALIZE)
-    with OpenAI(base_url=daemon.url + "/v1", api_key=token, max_retries=0) as other:
-        with pytest.raises(openai.PermissionDeniedError) as caught:
-            other.models.list()
+    with (
+        OpenAI(base_url=daemon.url + "/v1", api_key=token, max_retries=0) as other,
+        pytest.raises(openai.PermissionDeniedError) as caught,
+    ):
+        other.models.list()
     assert caught.value.code == "permission_denied"
 
 

@@ -144,6 +144,17 @@ def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
         open_state(tmp_path)
 
 
+def test_a_link_is_not_followed(tmp_path: Path) -> None:
+    target = tmp_path / "another's"
+    target.write_text("")
+    target.chmod(0o644)
+    (tmp_path / "state.db").symlink_to(target)
+    with pytest.raises(ConfigError, match="cannot be used"):
+        open_state(tmp_path / "state.db")
+    assert target.read_text() == ""
+    assert stat.S_IMODE(target.stat().st_mode) == 0o644
+
+
 def test_many_may_make_it_at_once(path: Path) -> None:
     program = (
         f"from pathlib import Path; from edge_runtime.daemon.state import *; open_state(Path({str(path)!r}))"

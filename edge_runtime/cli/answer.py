@@ -1,22 +1,65 @@
-"""Loading an engine and streaming its answers, for the verbs that show text."""
+"""Finding what answers, an engine or the daemon, and streaming its answers, for the verbs that show text."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
 from edge_runtime.cli.terminal import Bar, printable
 
 if TYPE_CHECKING:
+    from edge_runtime.cli.remote import RemoteEngine
     from edge_runtime.engine.engine import Engine
-    from edge_runtime.engine.generation import Generation
     from edge_runtime.engine.sampling import SamplingParameters
+
+
+class Answer(Protocol):
+    """An answer in progress; iterating gives pieces that have a ``text``."""
+
+    def __iter__(self) -> Iterator[Any]: ...
+    def close(self) -> None:
+        """Stop it."""
+
+    @property
+    def prompt_tokens(self) -> int: ...
+    @property
+    def reused_tokens(self) -> int: ...
+    @property
+    def generated_tokens(self) -> int: ...
+    @property
+    def prefill_seconds(self) -> float: ...
+    @property
+    def decode_seconds(self) -> float: ...
+    @property
+    def finish_reason(self) -> str | None: ...
+    @property
+    def seed(self) -> int: ...
+
+
+class Answerer(Protocol):
+    """What answers: an engine in this process, or the running daemon."""
+
+    @property
+    def context(self) -> int: ...
+    @property
+    def chat_template(self) -> object | None: ...
+    def generate(
+        self, prompt: str, *, sampling: SamplingParameters, max_tokens: int | None, stop: Sequence[str]
+    ) -> Answer: ...
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        sampling: SamplingParameters,
+        max_tokens: int | None,
+        stop: Sequence[str],
+    ) -> Answer: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +78,7 @@ class Choices:
     repetition_penalty: float
     seed: int | None
     stop: Sequence[str]
+    local: bool = False
 
     def sampling(self) -> SamplingParameters:
         """The engine's parameters.
@@ -54,6 +98,19 @@ class Choices:
             seed=int.from_bytes(os.urandom(4), "little") if self.seed is None else self.seed,
         )
 
+    def open(self, invocation: click.Context) -> Engine | RemoteEngine:
+        """The running daemon where it can answer, else an engine with its model.
+
+        Args:
+            invocation: of the command, which knows what was said on the command line.
+
+        Raises:
+            EdgeRuntimeError: as for :meth:`load`, or the daemon refuses.
+        """
+        from edge_runtime.cli.remote import daemon_for
+
+        return daemon_for(invocation) or self.load()
+
     def load(self) -> Engine:
         """The engine with its model, behind a progress bar.
 
@@ -70,7 +127,7 @@ class Choices:
             return Engine.load(model.path, options, bar.update)
 
 
-def stream(generation: Generation, write: Callable[[str], None], *, title: str) -> None:
+def stream(generation: Answer, write: Callable[[str], None], *, title: str) -> None:
     """Hand over the text as it comes; a bar shows until the first of it does.
 
     Whatever ends it, the generation is closed, so that the engine is free for the next request.
@@ -90,14 +147,14 @@ def write_text(text: str) -> None:
     sys.stdout.flush()
 
 
-def decode_speed(generation: Generation) -> float:
+def decode_speed(generation: Answer) -> float:
     """Tokens a second after the first one; 0 where there was none."""
     # The first token comes with the prompt; an answer that the model ends takes one step more.
     steps = generation.generated_tokens - (generation.finish_reason != "stop")
     return steps / generation.decode_seconds if steps > 0 and generation.decode_seconds > 0 else 0.0
 
 
-def timings(generation: Generation) -> str:
+def timings(generation: Answer) -> str:
     """One line about an answer's speed."""
     computed = generation.prompt_tokens - generation.reused_tokens
     kept = f", {generation.reused_tokens} kept from before" if generation.reused_tokens else ""
@@ -107,9 +164,12 @@ def timings(generation: Generation) -> str:
         f" ({computed / max(generation.prefill_seconds, 1e-9):.0f}/s{kept})",
         f"seed {generation.seed}",
     ]
+    origin = getattr(generation, "origin", "")
+    if origin:
+        parts.append(origin)
     return " · ".join(parts)
 
 
-def show_timings(generation: Generation) -> None:
+def show_timings(generation: Answer) -> None:
     """The line on standard error, in the background's colour."""
     click.secho(timings(generation), dim=True, err=True)

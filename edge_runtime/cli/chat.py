@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edge_runtime.cli.answer import Choices, show_timings, stream, write_text
+from edge_runtime.cli.answer import Answer, Answerer, Choices, show_timings, stream, write_text
 from edge_runtime.cli.options import engine_options, sampling_options
+from edge_runtime.cli.remote import local_option
 from edge_runtime.errors import ChatTemplateError, ContextOverflowError, RequestError
 
 if TYPE_CHECKING:
-    from edge_runtime.engine.engine import Engine
-    from edge_runtime.engine.generation import Generation
     from edge_runtime.engine.sampling import SamplingParameters
 
 Message = dict[str, str]
@@ -31,15 +30,18 @@ Ctrl-C stops an answer."""
 @sampling_options
 @click.option("--system", metavar="TEXT", help="Instructions that come before the conversation.")
 @click.option("-v", "--verbose", is_flag=True, help="Show speed after every answer.")
-def command(system: str | None, verbose: bool, **shared: Any) -> None:
+@local_option
+@click.pass_context
+def command(invocation: click.Context, /, system: str | None, verbose: bool, **shared: Any) -> None:
     """Talk with a model.
 
     Each line is a message; the model sees the whole conversation. Where standard input is no terminal, its
-    lines are the messages.
+    lines are the messages. A running daemon answers, if there is one, unless --local, a model's path or an
+    option of loading is given.
     """
     choices = Choices(**shared)
     sampling = choices.sampling()
-    with choices.load() as engine:
+    with choices.open(invocation) as engine:
         if engine.chat_template is None:
             raise ChatTemplateError(
                 "this model has no chat template, so it cannot hold a conversation; "
@@ -47,9 +49,8 @@ def command(system: str | None, verbose: bool, **shared: Any) -> None:
             )
         interactive = sys.stdin.isatty()
         if interactive:
-            click.secho(
-                f"{choices.model} · context {engine.context} tokens · /help, /exit", dim=True, err=True
-            )
+            title = getattr(engine, "title", choices.model)
+            click.secho(f"{title} · context {engine.context} tokens · /help, /exit", dim=True, err=True)
         conversation = Conversation(engine, system, choices, sampling)
         for line in _lines(interactive):
             if line in ("/exit", "/quit"):
@@ -62,14 +63,14 @@ def command(system: str | None, verbose: bool, **shared: Any) -> None:
 
 
 class Conversation:
-    """Messages so far, and the engine that answers them.
+    """Messages so far, and what answers them.
 
     Args:
         system: instructions that stay first, None for none.
     """
 
     def __init__(
-        self, engine: Engine, system: str | None, choices: Choices, sampling: SamplingParameters
+        self, engine: Answerer, system: str | None, choices: Choices, sampling: SamplingParameters
     ) -> None:
         self._engine = engine
         self._system = [] if system is None else [{"role": "system", "content": system}]
@@ -82,7 +83,7 @@ class Conversation:
         """Forget every turn; the system text stays."""
         self.turns.clear()
 
-    def ask(self, text: str) -> tuple[Generation, int]:
+    def ask(self, text: str) -> tuple[Answer, int]:
         """Begin the answer to a message; the oldest turns go where the context has no room for all.
 
         Room for an answer is part of it: ``max_tokens``, at most a quarter of the context. Nothing is kept
@@ -111,7 +112,7 @@ class Conversation:
             # A question goes with its answer: templates want the two in turn.
             del turns[:2]
 
-    def _begin(self, turns: list[Message]) -> Generation:
+    def _begin(self, turns: list[Message]) -> Answer:
         return self._engine.chat(
             [*self._system, *turns],
             sampling=self._sampling,

@@ -53,7 +53,9 @@ class _Report:
     help="Where new settings let the daemon listen; 0.0.0.0: for every device that reaches this one.  "
     "[default: 127.0.0.1]",
 )
-@click.option("--force-renew", is_flag=True, help="Make a new server certificate, even if the old one is good.")
+@click.option(
+    "--force-renew", is_flag=True, help="Make a new server certificate, even if the old one is good."
+)
 @json_option
 def command(hosts: tuple[str, ...], listen: str | None, force_renew: bool, as_json: bool) -> None:
     """Make what the daemon needs to be reached from other devices.
@@ -62,12 +64,14 @@ def command(hosts: tuple[str, ...], listen: str | None, force_renew: bool, as_js
     What is there already stays as it is; so this may be run again, and renews a certificate near its end.
     """
     from edge_runtime.cli.reload import reload_daemon
+    from edge_runtime.daemon.private_files import make_file
     from edge_runtime.model_store.files import exclusive
     from edge_runtime.model_store.paths import home
 
     folder = home()
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with exclusive(folder / "init.lock", wait=True):
+    lock = folder / "init.lock"
+    make_file(lock)
+    with exclusive(lock, wait=True):
         config, file, config_is_new = _settings(folder, listen)
         report = _Report()
         _ensure_certificates(folder, config, hosts, force_renew, report)
@@ -98,8 +102,9 @@ def _settings(folder: Path, listen: str | None) -> tuple[Config, Path, bool]:
         wanted.server.grpc,
     ):
         raise ConfigError(
-            f"{file} is there already and is left as it is: it listens at {config.server.http or 'no address'} "
-            f"(HTTP) and {config.server.grpc or 'no address'} (gRPC); write into it, under [server], "
+            f"{file} is there already and is left as it is: it listens at "
+            f"{config.server.http or 'no address'} (HTTP) and {config.server.grpc or 'no address'} (gRPC); "
+            "write into it, under [server], "
             f'http = "{wanted.server.http}" and grpc = "{wanted.server.grpc}", then run this without --listen'
         )
     return config, file, False
@@ -108,8 +113,13 @@ def _settings(folder: Path, listen: str | None) -> tuple[Config, Path, bool]:
 def _new_settings(folder: Path, listen: str | None) -> Config:
     from dataclasses import replace
 
-    from edge_runtime.daemon.certificate_authority_names import normal_host
-    from edge_runtime.daemon.certificates import FOLDER, SERVER_CERTIFICATE, SERVER_KEY, is_exposed
+    from edge_runtime.daemon.certificates import (
+        FOLDER,
+        SERVER_CERTIFICATE,
+        SERVER_KEY,
+        is_exposed,
+        normal_host,
+    )
     from edge_runtime.daemon.config import Config
 
     config = Config()
@@ -139,15 +149,15 @@ def _ensure_certificates(
             f"certificates are made with the package cryptography, which is missing ({error}); "
             "pip install cryptography"
         ) from error
-    from edge_runtime.daemon.certificates import CA_CERTIFICATE, FOLDER, SERVER_CERTIFICATE
+    from edge_runtime.daemon.certificates import CA_CERTIFICATE, FOLDER, SERVER_CERTIFICATE, normal_host
 
-    wanted = [authorities.normal_host(host) for host in hosts]
+    wanted = [normal_host(host) for host in [*hosts, *_listening_hosts(config)]]
     authority, is_new = authorities.ensure_authority(folder)
     found = authorities.read_server(folder, authority)
     why = "you asked for it" if force_renew else authorities.renewal_reason(found, wanted)
     if why or found is None:
         kept = found.hosts if found is not None and found.sound else ()
-        found = authorities.issue_server(folder, authority, [*wanted, *_own_names(config), *kept])
+        found = authorities.issue_server(folder, authority, [*wanted, *_own_names(), *kept])
     end = authority.certificate.not_valid_after_utc
     tls = folder / FOLDER
     report.lines.append((is_new, f"private authority, until {end:%Y-%m-%d}", tls / CA_CERTIFICATE))
@@ -157,19 +167,21 @@ def _ensure_certificates(
     report.fingerprint = authorities.fingerprint(authority)
 
 
-def _own_names(config: Config) -> Iterator[str]:
-    """How other devices may call this one."""
-    from edge_runtime.daemon.certificate_authority import normal_host
+def _listening_hosts(config: Config) -> list[str]:
+    """The names and addresses of the settings by which other devices reach this one."""
     from edge_runtime.daemon.certificates import is_loopback
     from edge_runtime.daemon.config_file import split_address
 
+    addresses = [each for each in (config.server.http, config.server.grpc) if each and not is_loopback(each)]
+    return [host for host, _ in map(split_address, addresses) if host not in _WILDCARDS]
+
+
+def _own_names() -> Iterator[str]:
+    """How other devices may call this one, by its host name or by its addresses of this moment."""
+    from edge_runtime.daemon.certificates import normal_host
+
     name = socket.gethostname()
-    names = [name, f"{name.partition('.')[0]}.local"]
-    for address in (config.server.http, config.server.grpc):
-        if address and not is_loopback(address):
-            host, _ = split_address(address)
-            names += _interface_addresses() if host in _WILDCARDS else [host]
-    for each in names:
+    for each in [name, f"{name.partition('.')[0]}.local", *_interface_addresses()]:
         try:
             yield normal_host(each)
         except ConfigError:
@@ -184,7 +196,12 @@ def _interface_addresses() -> list[str]:
     kinds = (socket.AF_INET, socket.AF_INET6)
     texts = [each.address for all_ in psutil.net_if_addrs().values() for each in all_ if each.family in kinds]
     found = [ipaddress.ip_address(text.partition("%")[0]) for text in texts]
-    return [str(each) for each in found if not (each.is_loopback or each.is_link_local)]
+    # Of IPv6 those of the own network: public ones change every day.
+    return [
+        str(each)
+        for each in found
+        if not (each.is_loopback or each.is_link_local) and (each.version == 4 or each.is_private)
+    ]
 
 
 def _ensure_token(folder: Path, report: _Report) -> None:
@@ -246,8 +263,8 @@ def _show(folder: Path, config: Config, report: _Report) -> None:
     click.echo(f"\nThe certificate is good for {', '.join(report.hosts)}.")
     if not is_exposed(config):
         click.echo(
-            "The daemon listens on this device alone, without TLS and without tokens. For other devices, give "
-            "server.http\nand server.grpc in the settings another address, such as 0.0.0.0:8420 and 0.0.0.0:8421."
+            "The daemon listens on this device alone, where it asks for no token. For other devices, give\n"
+            "server.http and server.grpc in the settings another address: 0.0.0.0:8420 and 0.0.0.0:8421."
         )
         return
     _, port = split_address(config.server.http or config.server.grpc)
@@ -260,4 +277,4 @@ From another device:
   3. there: curl --cacert ca.pem -H "Authorization: Bearer TOKEN" https://{host}:{port}/v1/models
 
 The authority's certificate has the SHA-256 {report.fingerprint}.
-Never copy {folder / FOLDER / 'ca.key'}: who has it can pretend to be this device.""")
+Never copy {folder / FOLDER / "ca.key"}: who has it can pretend to be this device.""")

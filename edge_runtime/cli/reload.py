@@ -13,14 +13,13 @@ def reload_daemon(home: Path) -> tuple[bool, str]:
     """Send SIGHUP to the daemon of a home folder, if one runs.
 
     Returns:
-        Whether no daemon is left with old tokens and certificates, and a sentence for people; empty if none runs.
+        Whether no daemon is left with old tokens and certificates, and a sentence for people; empty if none
+        runs.
     """
     running = runtime_file.read(home)
     if running is None:
         return True, ""
-    by_hand = (
-        f"sudo systemctl reload {running.unit}" if running.unit else f"kill -HUP {running.pid}"
-    )
+    by_hand = f"sudo systemctl reload {running.unit}" if running.unit else f"kill -HUP {running.pid}"
     if not running.same_machine:
         return False, f"a daemon runs in another container; send SIGHUP to its process {running.pid} there"
     try:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from edge_runtime.cli.answer import Choices, decode_speed, show_timings, stream, write_text
+from edge_runtime.cli.answer import (
+    Answer,
+    Answerer,
+    Choices,
+    decode_speed,
+    show_timings,
+    stream,
+    write_text,
+)
 from edge_runtime.cli.options import engine_options, json_option, sampling_options
+from edge_runtime.cli.remote import local_option
 from edge_runtime.errors import RequestError
-
-if TYPE_CHECKING:
-    from edge_runtime.engine.engine import Engine
-    from edge_runtime.engine.generation import Generation
 
 
 @click.command("run")
@@ -24,24 +29,37 @@ if TYPE_CHECKING:
 @click.option("--system", metavar="TEXT", help="Instructions that come before the prompt.")
 @click.option("--raw", is_flag=True, help="Continue the prompt as plain text, without the chat template.")
 @click.option("-v", "--verbose", is_flag=True, help="Show speed and seed, also where stderr is no terminal.")
+@local_option
 @json_option
+@click.pass_context
 def command(
-    prompt: str | None, system: str | None, raw: bool, verbose: bool, as_json: bool, **shared: Any
+    invocation: click.Context,
+    /,
+    prompt: str | None,
+    system: str | None,
+    raw: bool,
+    verbose: bool,
+    as_json: bool,
+    **shared: Any,
 ) -> None:
     """Answer one prompt.
 
     PROMPT is the text; without it, or with -, it is read from standard input. A model with a chat template
     gets it as a question; one without, or with --raw, continues it.
+
+    A running daemon answers, if there is one (`edgert serve`), without --model with its own default model;
+    with --local, --threads, --context, --weights or a model's path the model is loaded here.
     """
     text = _prompt(prompt)
     if raw and system is not None:
         raise RequestError("--system has no place in --raw text; put the instructions into the prompt")
     choices = Choices(**shared)
     sampling = choices.sampling()  # before the model loads: a wrong value should fail at once
-    with choices.load() as engine:
+    with choices.open(invocation) as engine:
         generation = _start(engine, text, system, raw, choices, sampling)
         if as_json:
-            click.echo(json.dumps(_answer(generation, choices.model), ensure_ascii=False))
+            model = getattr(generation, "model", choices.model)
+            click.echo(json.dumps(_answer(generation, model), ensure_ascii=False))
             return
         ends_line = True
 
@@ -75,9 +93,9 @@ def _prompt(argument: str | None) -> str:
 
 
 def _start(
-    engine: Engine, text: str, system: str | None, raw: bool, choices: Choices, sampling: Any
-) -> Generation:
-    limits = {"sampling": sampling, "max_tokens": choices.max_tokens, "stop": choices.stop}
+    engine: Answerer, text: str, system: str | None, raw: bool, choices: Choices, sampling: Any
+) -> Answer:
+    limits: dict[str, Any] = {"sampling": sampling, "max_tokens": choices.max_tokens, "stop": choices.stop}
     if raw or (engine.chat_template is None and system is None):
         return engine.generate(text, **limits)
     messages = [{"role": "user", "content": text}]
@@ -86,7 +104,7 @@ def _start(
     return engine.chat(messages, **limits)
 
 
-def _answer(generation: Generation, model: str) -> dict[str, Any]:
+def _answer(generation: Answer, model: str) -> dict[str, Any]:
     pieces: list[str] = []
     stream(generation, pieces.append, title=f"reading {generation.prompt_tokens} tokens")
     return {

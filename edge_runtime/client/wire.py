@@ -103,12 +103,12 @@ def _generation_fields(options: types.GenerationOptions) -> dict[str, Any]:
     if unknown:
         raise TypeError(f"no such option: {', '.join(unknown)}; there are {', '.join(sorted(_OPTIONS))}")
     sampling = built(inference_pb2.Sampling, **{name: options.get(name) for name in _SAMPLING})
-    stop = options.get("stop", ())
+    stop = options.get("stop")
     return {
-        "model": options.get("model", ""),
+        "model": options.get("model"),
         "sampling": sampling,
         "max_tokens": options.get("max_tokens"),
-        "stop": [stop] if isinstance(stop, str) else list(stop),
+        "stop": [stop] if isinstance(stop, str) else stop,
         "logprobs": options.get("logprobs"),
     }
 

@@ -6,7 +6,6 @@ Needs ``cryptography``; only ``edgert init`` imports this, the daemon does not.
 from __future__ import annotations
 
 import ipaddress
-import re
 import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,7 +18,14 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from edge_runtime.daemon.certificates import CA_CERTIFICATE, CA_KEY, FOLDER, SERVER_CERTIFICATE, SERVER_KEY
+from edge_runtime.daemon.certificates import (
+    CA_CERTIFICATE,
+    CA_KEY,
+    FOLDER,
+    SERVER_CERTIFICATE,
+    SERVER_KEY,
+    normal_host,
+)
 from edge_runtime.daemon.private_files import check_key_permissions, write_file
 from edge_runtime.errors import ConfigError
 
@@ -29,7 +35,6 @@ RENEW_DAYS = 30  # before the end
 _BACKDATED = timedelta(days=1)  # clients whose clock is slow
 _SENSIBLE = datetime(2025, 1, 1, tzinfo=UTC)  # a board without a battery starts in 1970
 _ALWAYS = ("localhost", "127.0.0.1", "::1")
-_HOST = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)(\.(?!-)[a-z0-9-]{1,63}(?<!-))*\.?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,29 +54,31 @@ class ServerCertificate:
 
 @dataclass(frozen=True, slots=True)
 class Authority:
-    """The authority's certificate and key."""
+    """The authority's certificate and key; None where its owner keeps the key elsewhere."""
 
     certificate: x509.Certificate
-    key: ec.EllipticCurvePrivateKey
+    key: ec.EllipticCurvePrivateKey | None
 
 
 def ensure_authority(home: Path, *, now: datetime | None = None) -> tuple[Authority, bool]:
     """The authority of a home; made where there is none. Second: whether it is new.
 
     Raises:
-        ConfigError: half of it is missing, damaged, too widely readable or at its end, or the clock is wrong.
+        ConfigError: it is damaged, too widely readable or at its end, or the clock is wrong.
     """
     folder = home / FOLDER
     certificate, key = folder / CA_CERTIFICATE, folder / CA_KEY
     if not certificate.exists():
         # A key without a certificate is what a crash between the two leaves; nothing was signed with it yet.
-        made = _make_authority(now or _now())
-        write_file(key, _pem_of(made.key), 0o600)
-        write_file(certificate, made.certificate.public_bytes(serialization.Encoding.PEM), 0o644)
-        return made, True
-    check_key_permissions(key)
-    found = Authority(_read_certificate(certificate), _read_key(key))
-    if found.certificate.public_key() != found.key.public_key():
+        new_key = ec.generate_private_key(ec.SECP256R1())
+        made = _make_authority(new_key, now or _now())
+        write_file(key, _pem_of(new_key), 0o600)
+        write_file(certificate, made.public_bytes(serialization.Encoding.PEM), 0o644)
+        return Authority(made, new_key), True
+    if key.exists():
+        check_key_permissions(key)
+    found = Authority(_read_certificate(certificate), _read_key(key) if key.exists() else None)
+    if found.key is not None and found.certificate.public_key() != found.key.public_key():
         raise ConfigError(
             f"{key} is not the key of {certificate}; put back the right one, or move {folder} away, run "
             "`edgert init` again and copy the new ca.pem to every client"
@@ -114,8 +121,14 @@ def issue_server(
     """Make a key and a certificate for the server, good for these hosts and for this device itself.
 
     Raises:
-        ConfigError: a host is neither a name nor an address, or the clock is wrong.
+        ConfigError: a host is neither a name nor an address, the authority's key is kept elsewhere, or the
+            clock is wrong.
     """
+    if authority.key is None:
+        raise ConfigError(
+            f"a new server certificate is needed, but {home / FOLDER / CA_KEY} is not there to sign it; put "
+            "it back for a moment"
+        )
     now = now or _now()
     names = tuple(dict.fromkeys([*map(normal_host, hosts), *_ALWAYS]))
     key = ec.generate_private_key(ec.SECP256R1())
@@ -161,38 +174,15 @@ def fingerprint(authority: Authority) -> str:
     return authority.certificate.fingerprint(hashes.SHA256()).hex(":")
 
 
-def normal_host(host: str) -> str:
-    """A host as certificates have it: an address in its shortest form, or a lower-case ASCII name.
-
-    Raises:
-        ConfigError: it is neither.
-    """
-    text = host.strip().strip("[]")
-    try:
-        return str(ipaddress.ip_address(text.partition("%")[0]))
-    except ValueError:
-        pass
-    try:
-        name = text.encode("idna").decode().lower().rstrip(".")
-    except UnicodeError:
-        name = ""
-    # Without a letter at the end it is an address with a mistake, such as 10.0.0.256.
-    if not _HOST.fullmatch(name) or len(name) > 253 or name.rpartition(".")[2].isdigit():
-        raise ConfigError(f"{host!r} is neither a host name nor an IP address; give one without port or path")
-    return name
-
-
-def _make_authority(now: datetime) -> Authority:
-    key = ec.generate_private_key(ec.SECP256R1())
+def _make_authority(key: ec.EllipticCurvePrivateKey, now: datetime) -> x509.Certificate:
     # The number tells authorities of the same device apart in a phone's list of them.
     name = _name(f"edgert authority of {socket.gethostname()[:32]} {x509.random_serial_number() % 16**6:06x}")
-    certificate = (
+    return (
         _builder(name, name, key, now, now + timedelta(days=CA_DAYS))
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_usage(signs_certificates=True), critical=True)
         .sign(key, hashes.SHA256())
     )
-    return Authority(certificate, key)
 
 
 def _builder(

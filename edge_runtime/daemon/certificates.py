@@ -7,6 +7,7 @@ daemon that only serves does without.
 from __future__ import annotations
 
 import ipaddress
+import re
 import ssl
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -25,6 +26,7 @@ CA_CERTIFICATE, CA_KEY = "ca.pem", "ca.key"
 SERVER_CERTIFICATE, SERVER_KEY = "server.pem", "server.key"
 _LARGEST_FILE = 1 << 20
 _TRIES = 3
+_HOST = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)(\.(?!-)[a-z0-9-]{1,63}(?<!-))*\.?")
 
 __all__ = [
     "ServerTLS",
@@ -33,6 +35,7 @@ __all__ = [
     "check_key_permissions",
     "is_exposed",
     "is_loopback",
+    "normal_host",
     "tls_files",
     "token_required",
 ]
@@ -127,6 +130,27 @@ def check_exposure(config: Config, folder: Path | None = None) -> None:
                 "`edgert init` once to make a certificate and a token, or set server.tls_certificate and "
                 "server.tls_key, or listen at 127.0.0.1"
             )
+
+
+def normal_host(host: str) -> str:
+    """A host as certificates have it: an address in its shortest form, or a lower-case ASCII name.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    text = host.strip().strip("[]")
+    try:
+        return str(ipaddress.ip_address(text.partition("%")[0]))
+    except ValueError:
+        pass
+    try:
+        name = text.encode("idna").decode().lower().rstrip(".")
+    except UnicodeError:
+        name = ""
+    # Without a letter at the end it is an address with a mistake, such as 10.0.0.256.
+    if not _HOST.fullmatch(name) or len(name) > 253 or name.rpartition(".")[2].isdigit():
+        raise ConfigError(f"{host!r} is neither a host name nor an IP address; give one without port or path")
+    return name
 
 
 class ServerTLS:

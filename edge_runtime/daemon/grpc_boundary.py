@@ -27,6 +27,7 @@ PACKAGE = "edge_runtime.v1"
 CODE_KEY = "edgert-code"
 RETRY_KEY = "retry-after-ms"
 STALL_SECONDS = 60.0  # a client that takes nothing for so long has gone
+REFUSE_SECONDS = 5.0  # for the client to take the status of a call that failed
 MAX_MESSAGE_BYTES = 1500  # percent-encoded at worst threefold, and clients take headers of 8 KiB
 
 # What each method needs; None: nothing. A method that is not here needs the scope admin.
@@ -235,7 +236,12 @@ async def _refuse(context: Any, method: str, error: BaseException) -> NoReturn:
     metadata = [(CODE_KEY, code)]
     if isinstance(error, OverloadedError):
         metadata.append((RETRY_KEY, str(max(1, round(error.retry_after * 1000)))))
-    await context.abort(grpc.StatusCode[answer.grpc], _clipped(message), tuple(metadata))
+    try:
+        async with asyncio.timeout(REFUSE_SECONDS):
+            await context.abort(grpc.StatusCode[answer.grpc], _clipped(message), tuple(metadata))
+    except TimeoutError:
+        # The status waits behind messages that nobody reads. Ending like this drops the call.
+        raise asyncio.CancelledError from None
     raise AssertionError("abort always raises")
 
 

@@ -109,7 +109,7 @@ async def read_json(request: Request, most: int) -> dict[str, Any]:
         most: bytes that a body may have.
 
     Raises:
-        HttpError: too large, or not declared as JSON. RequestError: no JSON object.
+        HttpError: too large, of two lengths, or not declared as JSON. RequestError: no JSON object.
         ClientGoneError: the connection was closed before the end.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -117,6 +117,10 @@ async def read_json(request: Request, most: int) -> dict[str, Any]:
         raise HttpError(415, "unsupported_media_type", "the body needs Content-Type: application/json")
     if request.headers.get("content-encoding", "identity").strip().lower() not in ("identity", ""):
         raise HttpError(415, "unsupported_media_type", "the body is compressed; send it as it is")
+    if "transfer-encoding" in request.headers and "content-length" in request.headers:
+        # Two readers of it could disagree on where the next request begins.
+        close = {"connection": "close"}
+        raise HttpError(400, "invalid_request", "a body is either chunked or has a length, not both", close)
     declared = request.headers.get("content-length", "0")
     if not declared.isdecimal() or len(declared) > 18 or int(declared) > most:
         raise _too_large(most)

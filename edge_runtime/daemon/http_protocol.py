@@ -49,8 +49,9 @@ class PatientProtocol(H11Protocol):
         assert isinstance(transport, asyncio.Transport)
         full = len(self.connections) >= MAX_CONNECTIONS
         super().connection_made(transport)
-        # With no margin, writing pauses as soon as the system takes no more, so every stall is seen.
-        transport.set_write_buffer_limits(high=0)
+        # Without a margin, writing pauses as soon as the system takes no more, so every stall is seen. With 0
+        # instead of 1, asyncio's TLS would never go on.
+        transport.set_write_buffer_limits(high=1, low=0)
         _notice_death(transport.get_extra_info("socket"))
         if full:
             self._refuse(_BUSY, f"{MAX_CONNECTIONS} connections are open; try again", "overloaded")

@@ -1,4 +1,8 @@
-"""Files with secrets: in place as a whole, durable, and never readable to others, not even while written."""
+"""Files with secrets: in place as a whole, durable, and never readable to others, not even while written.
+
+What the administrator makes in another user's folder, as with ``sudo edgert init`` for a service, becomes
+that user's: otherwise the service could not read its own key.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +14,55 @@ from edge_runtime.errors import ConfigError
 from edge_runtime.model_store.files import move_into_place
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder of mode 0700, and those above it, where it is missing.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    if path.is_dir():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.mkdir(mode=0o700, exist_ok=True)
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        _give_to_owner_of(path.parent, descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_file(path: Path) -> None:
+    """Make an empty file where it is missing, and take it from others where they can read it: mode 0600.
+
+    Raises:
+        OSError: it cannot be opened for writing, or is a symbolic link.
+    """
+    make_folder(path.parent)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        found = os.fstat(descriptor)
+        if found.st_mode & 0o077:
+            os.fchmod(descriptor, 0o600)
+        if found.st_size == 0:
+            _give_to_owner_of(path.parent, descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_file(path: Path, content: bytes, mode: int) -> None:
-    """Replace a file in one step; its folder is made with mode 0700 where it is missing."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """Replace a file in one step; its folder is made with mode 0700 where it is missing.
+
+    Raises:
+        OSError: it cannot be written; what was there is unchanged then.
+    """
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
     temporary.unlink(missing_ok=True)  # of a process that was killed
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         with os.fdopen(descriptor, "wb") as file:
             os.fchmod(descriptor, mode)  # whatever the umask says
+            _give_to_owner_of(path.parent, descriptor)
             file.write(content)
             file.flush()
             os.fsync(descriptor)
@@ -48,3 +92,9 @@ def check_key_permissions(path: Path) -> None:
             f"{path} holds a private key and has the mode {stat.S_IMODE(found.st_mode):04o}, so that others "
             f"can use it; chmod {'640' if lent else '600'} {path}"
         )
+
+
+def _give_to_owner_of(folder: Path, descriptor: int) -> None:
+    if os.geteuid() == 0:
+        owner = folder.stat()
+        os.fchown(descriptor, owner.st_uid, owner.st_gid)

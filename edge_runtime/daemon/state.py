@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+from edge_runtime.daemon.private_files import make_file
 from edge_runtime.errors import ConfigError
 from edge_runtime.model_store.files import exclusive
 
@@ -55,7 +55,9 @@ def open_state(path: Path) -> sqlite3.Connection:
             state.execute("PRAGMA synchronous = FULL")
             if not _is_current(state, path):
                 # SQLite itself does not wait when two programs want to switch to WAL at the same time.
-                with exclusive(path.with_name(f"{path.name}.lock"), wait=True):
+                lock = path.with_name(f"{path.name}.lock")
+                make_file(lock)
+                with exclusive(lock, wait=True):
                     _migrate(state, path)
         except BaseException:
             state.close()
@@ -90,14 +92,8 @@ def check_state(path: Path) -> None:
 
 def _make_file(path: Path) -> None:
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # SQLite would make it readable to all, and gives its -wal and -shm files the mode of this one.
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            if os.fstat(descriptor).st_mode & 0o077:
-                os.fchmod(descriptor, 0o600)
-        finally:
-            os.close(descriptor)
+        # SQLite would make it readable to all; it gives its -wal and -shm files mode and owner of this one.
+        make_file(path)
     except OSError as error:
         raise _not_opened(path, str(error.strerror)) from error
 
@@ -160,9 +156,9 @@ def _explained(path: Path) -> Iterator[None]:
 
 def _damaged(path: Path, why: str) -> ConfigError:
     return ConfigError(
-        f"the state database {path} is damaged ({' '.join(why.split())}); stop the daemon, move it away together with "
-        f"{path.name}-wal and {path.name}-shm (or put back a copy of all three), and make new tokens with "
-        "`edgert token create`"
+        f"the state database {path} is damaged ({' '.join(why.split())}); stop the daemon, move it away "
+        f"together with {path.name}-wal and {path.name}-shm (or put back a copy of all three), and make new "
+        "tokens with `edgert token create`"
     )
 
 

@@ -132,8 +132,9 @@ class Worker:
         with self._changed:
             if self._refusing:
                 raise UnavailableError(f"the model {self.name!r} is being unloaded; try again")
-            full = len(self._queue) >= self._scheduling.queue
-            if full and not (self._scheduling.queue == 0 and self.engine.places.n_free):
+            # Those for whom there is a place do not wait: the thread just has not come round to them.
+            free = len(self.engine.places) - len(self._running)
+            if len(self._queue) >= self._scheduling.queue + free:
                 wait = max(1.0, self._seconds_per_request * (len(self._queue) + 1) / len(self.engine.places))
                 raise OverloadedError(
                     f"{len(self._running)} requests are running and {len(self._queue)} of at most "

@@ -12,6 +12,7 @@ import numpy as np
 from edge_runtime.engine.architecture import Hyperparameters, check_tensors, read_hyperparameters
 from edge_runtime.engine.backend import default_threads
 from edge_runtime.engine.batch import Batch
+from edge_runtime.engine.chat_prompt import chat_prompt
 from edge_runtime.engine.chat_template import ChatTemplate
 from edge_runtime.engine.decoding import Decoding, Piece
 from edge_runtime.engine.generation import Generation
@@ -217,9 +218,7 @@ class Engine:
             raise ChatTemplateError(
                 "this model has no chat template; give it plain text to continue instead (edgert run --raw)"
             )
-        text = template.render(messages)
-        written = bool(template.bos_token) and text.startswith(template.bos_token)
-        return self.tokenizer.encode(text, add_bos=not written, parse_special=True)
+        return chat_prompt(template, self.tokenizer, messages)
 
     def decoding(
         self,

@@ -127,6 +127,7 @@ class Tokenizer:
 
     def __init__(self, gguf: GGUFFile) -> None:
         self._model: int | None = None
+        self._control_texts: list[str] | None = None
         self._vocabulary: Vocabulary = read_vocabulary(gguf)
         with _loading, _as_file(self._vocabulary.encoded) as path:
             self._llama = _libllama()
@@ -220,6 +221,16 @@ class Tokenizer:
         if self._vocabulary.adds_space_prefix and raw.startswith(b" "):
             raw = raw[1:]
         return raw.decode(errors="replace")
+
+    def control_texts_in(self, text: str) -> list[str]:
+        """Texts of control tokens (such as ``<|im_end|>``) that occur in `text`, longest first."""
+        if self.encode(text, add_bos=False) == self.encode(text, add_bos=False, parse_special=True):
+            return []
+        if self._control_texts is None:  # seconds for the largest vocabularies, so only when it matters
+            shown = ((t, self.token_bytes(t, special=True)) for t in range(self.n_vocab))
+            found = {raw.decode() for t, raw in shown if raw and not self.token_bytes(t)}
+            self._control_texts = sorted(found, key=len, reverse=True)
+        return [control for control in self._control_texts if control in text]
 
     def is_end(self, token: int) -> bool:
         """Whether `token` ends an answer: end of text, of turn, of message."""

@@ -49,6 +49,8 @@ def command(name: str, scopes: tuple[str, ...], expires_days: float | None, as_j
         click.echo(json.dumps({**facts, "in_force": reloaded}))
     else:
         click.echo(token)
-        click.secho("it is shown this once; programs send it as `Authorization: Bearer TOKEN`", dim=True, err=True)
+        click.secho(
+            "it is shown this once; programs send it as `Authorization: Bearer TOKEN`", dim=True, err=True
+        )
     if notice:
         click.secho(notice, dim=reloaded, err=True)
