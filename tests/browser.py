@@ -108,14 +108,21 @@ class Browser:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
-    def send(self, method: str, parameters: Mapping[str, Any], session: str = "") -> int:
-        """Send a command without waiting for its answer; returns its number."""
+    def send(
+        self,
+        method: str,
+        parameters: Mapping[str, Any],
+        session: str = "",
+        answer: queue.Queue[dict[str, Any]] | None = None,
+    ) -> int:
+        """Send a command without waiting; its answer goes into the queue. Returns its number."""
         with self._lock:
             self._last += 1
             message: dict[str, Any] = {"id": self._last, "method": method, "params": dict(parameters)}
             if session:
                 message["sessionId"] = session
-            self._waiting[self._last] = queue.Queue()
+            if answer is not None:
+                self._waiting[self._last] = answer
             encoded = json.dumps(message).encode() + b"\0"
             while encoded:
                 encoded = encoded[os.write(self._out, encoded) :]
@@ -127,12 +134,14 @@ class Browser:
         Raises:
             BrowserError: the browser answers with an error, or not at all.
         """
-        number = self.send(method, parameters, session)
+        answers: queue.Queue[dict[str, Any]] = queue.Queue()
+        number = self.send(method, parameters, session, answers)
         try:
-            answer = self._waiting[number].get(timeout=ANSWER_SECONDS)
+            answer = answers.get(timeout=ANSWER_SECONDS)
         except queue.Empty:
             raise BrowserError(f"no answer to {method} within {ANSWER_SECONDS:.0f} s") from None
-        del self._waiting[number]
+        finally:
+            self._waiting.pop(number, None)
         if "error" in answer:
             raise BrowserError(f"{method}: {answer['error'].get('message')}")
         result: dict[str, Any] = answer["result"]
@@ -144,9 +153,12 @@ class Browser:
             *messages, rest = (rest + piece).split(b"\0")
             for message in map(json.loads, messages):
                 if "id" in message:
-                    self._waiting[message["id"]].put(message)
+                    if waiting := self._waiting.get(message["id"]):
+                        waiting.put(message)
                 elif page := self._pages.get(message.get("sessionId", "")):
                     page.happened(message["method"], message["params"])
+        for waiting in list(self._waiting.values()):
+            waiting.put({"error": {"message": "the browser has ended; its log is chromium.log"}})
 
     def page(self, *, width: int = 1280, height: int = 800, dark: bool = False) -> Page:
         """An empty page with storage of its own."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -74,17 +76,21 @@ def test_completion_scripts(edgert: Program, shell: str) -> None:
 def test_completion_in_bash_completes_verbs_and_options(edgert: Program, tmp_path: Path) -> None:
     if shutil.which("bash") is None:
         pytest.skip("no bash here")
-    script = f"""
-edgert() {{ {" ".join(edgert.command())} "$@"; }}
+    script = """
 source <(printf '%s' "$SCRIPT")
 COMP_WORDS=(edgert mod) COMP_CWORD=1
 _edgert_completion edgert
-printf '%s\\n' "${{COMPREPLY[@]}}"
+printf '%s\\n' "${COMPREPLY[@]}"
+COMPREPLY=()
 COMP_WORDS=(edgert run --loc) COMP_CWORD=2
 _edgert_completion edgert
-printf '%s\\n' "${{COMPREPLY[@]}}"
+printf '%s\\n' "${COMPREPLY[@]}"
 """
-    environment = edgert.environment({"SCRIPT": edgert("completion", "bash").out})
+    program = tmp_path / "edgert"
+    program.write_text(f'#!/bin/sh\nexec {shlex.join(edgert.command())} "$@"\n')
+    program.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    environment = edgert.environment({"SCRIPT": edgert("completion", "bash").out, "PATH": path})
     done = subprocess.run(
         ["bash", "-c", script], capture_output=True, text=True, env=environment, cwd=REPOSITORY, check=True
     )

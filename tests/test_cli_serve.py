@@ -291,7 +291,8 @@ def test_a_log_file_is_written_and_shown(edgert: Program, demo_model: Path) -> N
         assert "serving" in [json.loads(line)["event"] for line in shown.out.splitlines()]
         assert len(edgert("logs", "-n", "1").out.splitlines()) == 1
         assert str(path) in daemon.err.read_text()
-        with Terminal(edgert.command("logs", "-f", "-n", "0"), edgert.environment()) as terminal:
+        with Terminal(edgert.command("logs", "-f", "-n", "1"), edgert.environment()) as terminal:
+            terminal.until("serving")
             daemon.process.send_signal(signal.SIGHUP)
             terminal.until("reloaded")
             terminal.interrupt_until("interrupted")

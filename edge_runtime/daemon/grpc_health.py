@@ -41,9 +41,10 @@ class HealthServicer:
         self, request: pb.HealthCheckRequest, context: Any
     ) -> AsyncIterator[pb.HealthCheckResponse]:
         """The state, and each change of it."""
+        stopped = self._stopping.is_set()  # before the first message: the stop may come while that is sent
         yield self._state(request.service)
-        if not self._stopping.is_set():
-            await self._stopping.wait()
+        await self._stopping.wait()
+        if not stopped:
             yield self._state(request.service)
 
     def _state(self, service: str) -> pb.HealthCheckResponse:

@@ -16,7 +16,8 @@ MAX_CONNECTIONS = 256  # a file descriptor and about 30 KB each
 HEAD_SECONDS = 10.0  # from the connection, or the head's first byte, to its last
 BODY_SECONDS = 60.0  # for the whole body
 STALL_SECONDS = 30.0  # without taking any of the answer
-_MAX_UNWANTED_BYTES = 16 << 20  # of a body that was refused already
+_LINGER_SECONDS = 2.0  # closing at once would make the system discard an answer that is not read yet
+_MAX_UNWANTED_BYTES = 16 << 20  # of a request that was refused already
 _BUSY = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 2\r\n"
 _BAD = b"HTTP/1.1 400 Bad Request\r\n"
 
@@ -44,6 +45,7 @@ class PatientProtocol(H11Protocol):
         self._awaited: type[h11.Request] | type[h11.Data] | None = None
         self._stall: asyncio.TimerHandle | None = None
         self._unwanted = 0
+        self._refused = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -55,21 +57,25 @@ class PatientProtocol(H11Protocol):
         _notice_death(transport.get_extra_info("socket"))
         if full:
             self._refuse(_BUSY, f"{MAX_CONNECTIONS} connections are open; try again", "overloaded")
+            transport.close()
             return
         self._expect(h11.Request)
 
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return
-        self._unwanted = self._unwanted + len(data) if self.conn.our_state is h11.DONE else 0
+        unwanted = self._refused or self.conn.our_state is h11.DONE
+        self._unwanted = self._unwanted + len(data) if unwanted else 0
         if self._unwanted > _MAX_UNWANTED_BYTES:
             self.transport.abort()
-            return
-        super().data_received(data)
+        elif not self._refused:
+            super().data_received(data)
 
     def handle_events(self) -> None:
         super().handle_events()
         state = self.conn.their_state
+        if self._refused:
+            return
         if self.transport.is_closing() or state not in (h11.IDLE, h11.SEND_BODY):
             self._expect(None)
         elif state is h11.SEND_BODY:
@@ -81,11 +87,20 @@ class PatientProtocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP. uvicorn's own answer is no JSON, and fails in the middle of a request."""
-        started = self.cycle is not None and not self.cycle.response_complete
-        if started and self.cycle.response_started:
-            self.transport.abort()
-            return
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            if cycle.response_started:
+                self.transport.abort()
+                return
+            cycle.disconnected = True  # whoever waits for the rest of the body need not
+            cycle.message_event.set()
         self._refuse(_BAD, "this is no HTTP request, or its head is too long", "invalid_request")
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+            self._expect(None)
+            self._arrival = self.loop.call_later(_LINGER_SECONDS, self.transport.abort)
+        else:
+            self.transport.close()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -103,7 +118,7 @@ class PatientProtocol(H11Protocol):
 
     def _expect(self, what: type[h11.Request] | type[h11.Data] | None) -> None:
         """Give the client so long to send the rest; more of the same does not prolong it."""
-        if what is self._awaited:
+        if what is self._awaited and what is not None:
             return
         self._awaited = what
         if self._arrival is not None:
@@ -117,8 +132,8 @@ class PatientProtocol(H11Protocol):
         kind = "server_error" if head is _BUSY else "invalid_request_error"
         body = json_bytes({"error": {"message": message, "type": kind, "param": None, "code": code}})
         fields = f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        self._refused = True
         self.transport.write(head + fields.encode() + body)
-        self.transport.close()
 
     def _stop_stall(self) -> None:
         if self._stall is not None:
