@@ -23,7 +23,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from benchmarks.correctness_comparison import GREEDY_TOKENS, KL_FLOOR, MAX_DELTA, Outcome, compare
+from benchmarks.correctness_comparison import GREEDY_TOKENS, KL_FLOOR, MAX_DELTA, Case, Outcome, compare
 from benchmarks.correctness_random import quick_cases, random_cases
 from benchmarks.correctness_trained import DEMO, FILE_TYPES, QUICK_FILE_TYPES, STORIES, stories, trained_cases
 from benchmarks.report import Report

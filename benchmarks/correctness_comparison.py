@@ -21,6 +21,7 @@ MAX_DELTA = 1e-3  # of the logits' range, in F32 and F16
 MAX_KL_RATIO = 2.0
 KL_FLOOR = 1e-10
 GREEDY_TOKENS = 64
+PROMPT_LENGTHS = (1, 7, 128, 600)
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.correctness_comparison import Case
+from benchmarks.correctness_comparison import PROMPT_LENGTHS, Case
 from models.synthetic import RopeScaling, SyntheticModel, write_synthetic_gguf
 
-PROMPT_LENGTHS = (1, 7, 128, 600)
 QUANTIZATIONS = tuple(
     """F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS""".split()  # noqa: SIM905
 )
+
 # Row widths are n_embd, n_ff and n_head * head_dim: a type whose block does not divide one of them falls back
 # to another there. 172 is a multiple of 4 only, 1376 of 32.
 SHAPES = {
@@ -32,6 +32,7 @@ SHAPES = {
         n_layers=5, n_embd=256, n_ff=768, n_head=4, n_head_kv=1, head_dim=64, n_vocab=611, pure=True
     ),
 }
+
 _YARN = RopeScaling("yarn", factor=4.0, original_context=256)
 ARCHITECTURES = {
     "llama": SyntheticModel(),
@@ -43,6 +44,7 @@ ARCHITECTURES = {
     "qwen2 yarn": SyntheticModel("qwen2", biases=True, rope_scaling=_YARN),
     "qwen3": SyntheticModel("qwen3", rope_base=1_000_000.0, norm_epsilon=1e-6),
 }
+
 _RANDOM_CONTEXT = 1024
 
 

@@ -6,8 +6,7 @@ import ctypes
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.correctness_comparison import GREEDY_TOKENS, Case
-from benchmarks.correctness_random import PROMPT_LENGTHS
+from benchmarks.correctness_comparison import GREEDY_TOKENS, PROMPT_LENGTHS, Case
 from benchmarks.correctness_sides import LlamaCpp, silent_llama_cpp
 from benchmarks.report import Report
 from edge_runtime.engine.architecture import read_hyperparameters

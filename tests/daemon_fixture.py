@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +15,14 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from program import REPOSITORY
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.routing import Route
 
 from edge_runtime.daemon.auth import Gate, Scope
 from edge_runtime.daemon.config import Config, ModelConfig, SchedulingConfig, ServerConfig
 from edge_runtime.daemon.http_app import build_app
+from edge_runtime.daemon.http_boundary import Boundary
 from edge_runtime.daemon.http_server import HttpServer
 from edge_runtime.daemon.service import Service
 from edge_runtime.daemon.tokens import TokenStore
@@ -23,6 +30,11 @@ from edge_runtime.model_store.store import ModelStore
 
 DEMO_MODEL = REPOSITORY / "models" / "demo" / "edge-demo-q8_0.gguf"
 Value = TypeVar("Value")
+
+COMPLETE = "/v1/completions"
+# A prompt after which the random model does not happen to end its answer for a thousand tokens.
+PROMPT = [18, 19, 20]
+LONG = {"prompt": PROMPT, "max_tokens": 4000, "temperature": 0}
 
 
 def small_config(**settings: Any) -> Config:
@@ -71,7 +83,7 @@ class RunningDaemon:
     Args:
         home: folder of the models and of the tokens.
         config: its settings; addresses are not used, every port is a free one.
-        prepare: called with the started service on its event loop, before the HTTP server.
+        ssl_context: to speak TLS with.
     """
 
     def __init__(
@@ -128,3 +140,48 @@ class RunningDaemon:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+
+class Served:
+    """An application of one path behind the boundary, on a real socket."""
+
+    def __init__(self, endpoint: Any) -> None:
+        app = Starlette(routes=[Route("/", endpoint, methods=["GET"])], middleware=[Middleware(Boundary)])
+        self.thread = LoopThread()
+        self.server = HttpServer(app)
+        self.port = self.thread.run(self.server.start("127.0.0.1", 0))
+
+    def __enter__(self) -> Served:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.thread.run(self.server.stop(0.1))
+        self.thread.close()
+
+
+def until(condition: Callable[[], Any], seconds: float = 5.0) -> float:
+    """Wait until something is so; returns how long it took."""
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < seconds, "it never came to be"
+        time.sleep(0.002)
+    return time.monotonic() - began
+
+
+def running(daemon: RunningDaemon) -> int:
+    return len(daemon.thread.call(daemon.service.status).requests)
+
+
+def finished(daemon: RunningDaemon) -> dict[str, int]:
+    return daemon.thread.call(daemon.service.status).finished
+
+
+def request_bytes(path: str, body: dict[str, Any], **headers: str) -> bytes:
+    content = json.dumps(body).encode()
+    lines = {"host": "127.0.0.1", "content-type": "application/json", "content-length": str(len(content))}
+    fields = "".join(f"{name}: {value}\r\n" for name, value in (lines | headers).items())
+    return f"POST {path} HTTP/1.1\r\n{fields}\r\n".encode() + content
+
+
+def connect(daemon: RunningDaemon) -> socket.socket:
+    return socket.create_connection((daemon.host, daemon.port), timeout=10)

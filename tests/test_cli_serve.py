@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import threading
+import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +39,9 @@ class Daemon:
 
 
 @contextmanager
-def serving(edgert: Program, *options: str | Path) -> Iterator[Daemon]:
+def serving(
+    edgert: Program, *options: str | Path, variables: Mapping[str, str] | None = None
+) -> Iterator[Daemon]:
     edgert.home.mkdir(parents=True, exist_ok=True)
     err = edgert.home.parent / "serve.err"
     with err.open("wb") as file:
@@ -45,7 +49,7 @@ def serving(edgert: Program, *options: str | Path) -> Iterator[Daemon]:
             edgert.command("serve", *FREE_PORTS, *options),
             stdin=subprocess.DEVNULL,
             stderr=file,
-            env=edgert.environment(),
+            env=edgert.environment(variables),
             cwd=REPOSITORY,
         )
     try:
@@ -352,3 +356,65 @@ def test_a_port_in_use_is_told(edgert: Program, daemon: Daemon) -> None:
     assert done.code != 0
     assert daemon.running.http in done.err
     assert "Traceback" not in done.err
+
+
+def test_without_http_the_verbs_use_grpc(edgert: Program, demo_model: Path) -> None:
+    with serving(edgert, "--http", "") as daemon:
+        found = edgert("ps", "--json").json
+        assert (found["http"], found["grpc"], found["pid"]) == ("", daemon.running.grpc, daemon.process.pid)
+        assert "gRPC" in edgert("ps").out
+        assert "answered by the daemon" in edgert("run", "--verbose", *GREEDY, QUESTION).err
+
+
+def test_without_grpc_run_loads_the_model_itself(edgert: Program, demo_model: Path) -> None:
+    with serving(edgert, "--grpc", ""):
+        done = edgert("run", "--verbose", *GREEDY, QUESTION)
+        assert done.code == 0, done.err
+        assert "daemon" not in done.err
+
+
+def test_beyond_loopback_the_verbs_use_tls_and_the_users_token(edgert: Program, demo_model: Path) -> None:
+    made = edgert("init")
+    assert made.code == 0, made.err
+    with serving(edgert, "--http", "0.0.0.0:0", "--grpc", "0.0.0.0:0") as daemon:
+        assert daemon.running.tls
+        assert edgert("ps", "--json").json["pid"] == daemon.process.pid
+        assert "answered by the daemon" in edgert("run", "--verbose", *GREEDY, QUESTION).err
+        text = daemon.err.read_text()
+        (line,) = [line for line in text.splitlines() if line.startswith("  try")]
+        done = subprocess.run(
+            ["bash", "-c", line.split(maxsplit=1)[1]], capture_output=True, text=True, check=False, timeout=30
+        )
+        assert done.stdout.rstrip().endswith("data: [DONE]"), done.stderr
+        token = edgert.home / "token"
+        secret = token.read_text().strip()
+        assert secret not in text
+        token.unlink()
+        refused = edgert("ps")
+        assert refused.code == 11
+        assert "token" in refused.err
+        assert edgert("run", QUESTION).code == 11
+        assert edgert("run", "--local", *GREEDY, QUESTION).code == 0
+
+
+def test_systemd_is_told_how_it_goes(edgert: Program, demo_model: Path, tmp_path: Path) -> None:
+    address = tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(address))
+        manager.settimeout(30)
+
+        def told(text: str) -> None:
+            while text not in manager.recv(4096).decode():
+                pass
+
+        variables = {"NOTIFY_SOCKET": str(address), "WATCHDOG_USEC": "400000"}
+        with serving(edgert, variables=variables) as daemon:
+            told("READY=1")
+            told("WATCHDOG=1")
+            told("WATCHDOG=1")
+            daemon.process.send_signal(signal.SIGHUP)
+            told("RELOADING=1")
+            told("READY=1")
+            daemon.process.send_signal(signal.SIGTERM)
+            told("STOPPING=1")
+            assert daemon.ended() == 0

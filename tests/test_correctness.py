@@ -7,26 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import correctness
-from benchmarks.correctness import (
-    ARCHITECTURES,
-    DEMO,
-    FILE_TYPES,
+from benchmarks.correctness_comparison import (
     GREEDY_TOKENS,
     KL_FLOOR,
-    QUANTIZATIONS,
-    STORIES,
     Case,
-    Ours,
     Outcome,
     compare,
     divergences,
-    prompt_logits,
-    random_cases,
-    requantized,
-    stories,
-    written_by,
+    nan_as_infinity,
 )
+from benchmarks.correctness_random import ARCHITECTURES, QUANTIZATIONS, random_cases
+from benchmarks.correctness_sides import Ours, prompt_logits
+from benchmarks.correctness_trained import DEMO, FILE_TYPES, STORIES, requantized, stories, written_by
 
 needs_stories = pytest.mark.skipif(not STORIES.exists(), reason=f"{STORIES} is absent")
 
@@ -142,7 +134,7 @@ def test_the_bars(outcome: Outcome, holds: bool) -> None:
 
 
 def test_not_a_number_counts_as_infinitely_far() -> None:
-    assert correctness._finite(np.float64(math.nan)) == math.inf
+    assert nan_as_infinity(np.float64(math.nan)) == math.inf
 
 
 def test_every_quantization_of_the_matrix_has_a_file_type() -> None:

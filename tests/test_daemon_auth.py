@@ -146,8 +146,10 @@ def test_last_use_is_written_with_flush_alone(tokens: TokenStore) -> None:
     gate.admit(token, HERE, Scope.INFER)
     assert [each.last_used for each in tokens] == [None, None]
     gate.flush()
-    gate.flush()
     assert [each.last_used for each in tokens] == [5000.0, None]
+    tokens.path.unlink()
+    gate.flush()  # nothing new: the disk is left alone
+    assert not tokens.path.exists()
 
 
 def test_neither_errors_nor_the_log_quote_a_token(
@@ -235,6 +237,23 @@ def test_the_table_of_addresses_is_bounded() -> None:
     assert len(limit) == 100
     assert limit.failed("10.0.3.249") > 0  # the latest
     assert limit.failed("10.0.0.0") == 0  # forgotten
+
+
+def test_who_goes_on_failing_is_not_forgotten() -> None:
+    limit = FailureLimit(most=1, addresses=100, clock=Clock())
+    limit.failed(HERE)
+    for number in range(250):
+        limit.failed(f"10.0.1.{number}")
+        assert limit.failed(HERE) > 0
+
+
+def test_a_huge_token_costs_nothing(tokens: TokenStore) -> None:
+    gate, token = gate_of(tokens), "x" * 100_000_000
+    begin = time.perf_counter()
+    fail(gate, 1)
+    with pytest.raises(UnauthenticatedError):
+        gate.admit(token, HERE, Scope.INFER)
+    assert time.perf_counter() - begin < 0.05  # hashing it takes about 0.2 s
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import os
 import socket
 import ssl
 import stat
+import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
@@ -18,6 +19,7 @@ import grpc
 import pytest
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
+from program import REPOSITORY, Terminal
 
 from edge_runtime.daemon.certificate_authority import (
     ensure_authority,
@@ -67,9 +69,11 @@ def serving(context: ssl.SSLContext) -> Iterator[int]:
 
         thread = threading.Thread(target=serve)
         thread.start()
-        yield server.getsockname()[1]
-        server.shutdown(socket.SHUT_RDWR)
-        thread.join()
+        try:
+            yield server.getsockname()[1]
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
+            thread.join()
 
 
 def served_certificate(
@@ -183,8 +187,17 @@ def test_a_key_with_a_password_is_refused_without_asking_for_it(tmp_path: Path) 
             serialization.BestAvailableEncryption(b"secret"),
         )
     )
-    with pytest.raises(ConfigError, match="without a password"):
-        ServerTLS(files)
+    program = f"""
+from pathlib import Path
+from edge_runtime.daemon.certificates import ServerTLS, TLSFiles
+try:
+    ServerTLS(TLSFiles(Path({str(files.certificate)!r}), Path({str(files.key)!r}), None))
+except Exception as error:
+    print(type(error).__name__, "without a password" in str(error))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    with Terminal([sys.executable, "-c", program], environment) as terminal:
+        assert "phrase" not in terminal.until("ConfigError True", 30)
 
 
 # --- gRPC ---------------------------------------------------------------------------------------

@@ -270,6 +270,14 @@ def test_a_field_that_is_not_known_is_refused(stubs: Stubs) -> None:
         assert status is grpc.StatusCode.INVALID_ARGUMENT and "127" in message
 
 
+def test_a_message_of_countless_parts_is_refused_quickly(stubs: Stubs) -> None:
+    call = stubs.channel.unary_stream("/edge_runtime.v1.Inference/Chat")
+    began = time.monotonic()
+    status, message, _ = failed(lambda: list(call(b"\x12\x00" * 1_000_000)))
+    assert status is grpc.StatusCode.INVALID_ARGUMENT and "1000000" in message
+    assert time.monotonic() - began < 5
+
+
 def test_a_message_fits_whatever_it_quotes(stubs: Stubs) -> None:
     for name in ("n" * 100_000, "ü" * 100_000, "\0\r\n" * 10_000):
         status, message, metadata = failed(

@@ -16,6 +16,7 @@ from daemon_fixture import RunningDaemon, small_config
 from openai import OpenAI
 
 from edge_runtime.daemon.auth import Scope
+from edge_runtime.daemon.json_response import json_bytes
 
 QUESTION = [{"role": "user", "content": "hello"}]
 
@@ -382,10 +383,26 @@ def test_the_time_that_a_client_allows_is_kept(client: OpenAI) -> None:
     assert caught.value.status_code == 504 and caught.value.code == "deadline_exceeded"
 
 
-def test_every_answer_is_ascii_json(daemon: RunningDaemon) -> None:
+def test_every_answer_is_ascii_json() -> None:
     """Line breaks of Unicode in an event would end it for clients that split text rather than bytes."""
-    body = {"prompt": "\u2028 \x85 \U0001f600", "max_tokens": 4, "stream": True}
-    answer = httpx.post(daemon.url + "/v1/completions", json=body, timeout=60)
-    assert answer.content.isascii()
-    for line in answer.text.split("\n\n")[:-2]:
-        json.loads(line.removeprefix("data: "))
+    text = "\u2028 \x85 \U0001f600"
+    written = json_bytes({"text": text})
+    assert written.isascii() and len(written.splitlines()) == 1
+    assert json.loads(written) == {"text": text}
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        (b'{"prompt": "\\ud800"}', "prompt"),
+        (b'{"prompt": "a", "model": "\\udfff"}', "model"),
+        (b'{"prompt": "a", "stop": ["\\udfff"]}', "stop"),
+        (b'{"prompt": "a", "user": NaN}', None),
+        (b'{"prompt": "a", "metadata": {"a": -Infinity}}', None),
+    ],
+)
+def test_what_json_cannot_mean_is_refused(daemon: RunningDaemon, body: bytes, param: str | None) -> None:
+    headers = {"content-type": "application/json"}
+    answer = httpx.post(daemon.url + "/v1/completions", content=body, headers=headers)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == param

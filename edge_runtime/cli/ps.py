@@ -27,9 +27,10 @@ _SPEED_SECONDS = 10  # over which the speed is averaged
 @click.option("-w", "--watch", is_flag=True, help="Show it anew every second, until Ctrl-C.")
 @json_option
 def command(watch: bool, as_json: bool) -> None:
-    """Show the running daemon: its models, its memory, and the requests that wait or run.
+    """Show what the daemon is doing.
 
-    Texts are not shown. With --watch --json: one object a line.
+    Its models, its memory, and the requests that wait or run, without their texts. With --watch --json: one
+    object a line.
     """
     while True:
         running = needed_daemon()

@@ -36,11 +36,11 @@ def command(
     log_format: str | None,
     log_file: str | None,
 ) -> None:
-    """Answer requests over HTTP and gRPC until it is stopped.
+    """Answer requests over HTTP and gRPC.
 
-    It stays in the foreground. Ctrl-C, SIGTERM and `edgert stop` let running requests finish, a second Ctrl-C
-    does not. SIGHUP reads tokens and certificates anew. Options stand above the environment, and that above
-    the settings file: `edgert config show --explain`.
+    It stays in the foreground until it is stopped. Ctrl-C, SIGTERM and `edgert stop` let running requests
+    finish, a second Ctrl-C does not. SIGHUP reads tokens and certificates anew. Options stand above the
+    environment, and that above the settings file: `edgert config show --explain`.
     """
     from edge_runtime.daemon.config_file import load_config
     from edge_runtime.model_store.paths import home

@@ -30,9 +30,9 @@ _KILL_SECONDS = 10.0  # the kernel ends a killed process within this, unless a d
 )
 @click.option("--kill", is_flag=True, help="End it at once when that time is over.")
 def command(timeout: float, kill: bool) -> None:
-    """Stop the running daemon.
+    """Let the daemon finish and end.
 
-    It takes nothing new, finishes running requests within its own limit (server.shutdown_seconds), and ends.
+    It takes nothing new, completes running requests within its own limit (server.shutdown_seconds), and ends.
     """
     running = needed_daemon()
     if not running.same_machine:

@@ -28,6 +28,7 @@ CODE_KEY = "edgert-code"
 RETRY_KEY = "retry-after-ms"
 STALL_SECONDS = 60.0  # a client that takes nothing for so long has gone
 REFUSE_SECONDS = 5.0  # for the client to take the status of a call that failed
+MAX_PARTS = 4096  # messages inside a message, such as the turns of a conversation
 MAX_MESSAGE_BYTES = 1500  # percent-encoded at worst threefold, and clients take headers of 8 KiB
 
 # What each method needs; None: nothing. A method that is not here needs the scope admin.
@@ -77,13 +78,6 @@ def current_caller() -> Caller:
     return _caller.get()
 
 
-class _Malformed:
-    """Stands for a message that could not be read; grpc would answer UNKNOWN and the exception's text."""
-
-    def __init__(self, wanted: str) -> None:
-        self.wanted = wanted
-
-
 class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """Stands around every method of the server.
 
@@ -114,14 +108,13 @@ class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     def _guard(self, handler: grpc.RpcMethodHandler, method: str) -> grpc.RpcMethodHandler:
         behaviour, make = _parts_of(handler)
-        streams_requests, streams_responses = handler.request_streaming, handler.response_streaming
+        read, streams_requests = handler.request_deserializer, handler.request_streaming
 
-        async def serve(request: Any, context: Any) -> Any:
+        async def serve(raw: Any, context: Any) -> Any:
             try:
                 _caller.set(self._admit(method, context))
-                request = _checked_stream(request) if streams_requests else _checked(request)
-                result = behaviour(request, context)
-                if not streams_responses or not hasattr(result, "__aiter__"):
+                result = behaviour(_read_all(raw, read) if streams_requests else _read(raw, read), context)
+                if not handler.response_streaming or not hasattr(result, "__aiter__"):
                     return await result  # the latter: a stream that writes its messages itself
                 await self._send(result, context)
                 return None
@@ -135,11 +128,9 @@ class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             except Exception as error:
                 await _refuse(context, method, error)
 
-        return make(
-            serve,
-            request_deserializer=_tolerant(handler.request_deserializer),
-            response_serializer=handler.response_serializer,
-        )
+        # The message is read in there: after the token was checked, so that strangers cannot make the daemon
+        # unpack theirs, and where a message that is none gets an answer of ours.
+        return make(serve, request_deserializer=None, response_serializer=handler.response_serializer)
 
     def _admit(self, method: str, context: Any) -> Caller:
         scope = METHOD_SCOPES.get(method, Scope.ADMIN)
@@ -185,33 +176,23 @@ def _parts_of(
     return handler.unary_unary, grpc.unary_unary_rpc_method_handler
 
 
-def _tolerant(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    """A deserializer that returns :class:`_Malformed` instead of raising."""
-    owner = getattr(deserialize, "__self__", None)
-    wanted = owner.DESCRIPTOR.full_name if owner is not None else "message of this method"
-
-    def read(raw: bytes) -> Any:
-        try:
-            return deserialize(raw)
-        except (DecodeError, ValueError):  # ValueError: text that is no UTF-8, in some implementations
-            return _Malformed(wanted)
-
-    return read
-
-
-def _checked(request: Any) -> Any:
-    if isinstance(request, _Malformed):
+def _read(raw: bytes, read: Callable[[bytes], Any]) -> Any:
+    try:
+        request = read(raw)
+    except (DecodeError, ValueError) as error:  # ValueError: text that is no UTF-8, in some implementations
+        owner = getattr(read, "__self__", None)
+        wanted = "message of this method" if owner is None else owner.DESCRIPTOR.full_name
         raise RequestError(
-            f"the message is no {request.wanted}; make the client's stubs from the proto files in use"
-        )
+            f"the message is no {wanted}; make the client's stubs from the proto files in use"
+        ) from error
     if request.DESCRIPTOR.file.package == PACKAGE:
         _refuse_unknown_fields(request)
     return request
 
 
-async def _checked_stream(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    async for request in requests:
-        yield _checked(request)
+async def _read_all(raws: AsyncIterator[bytes], read: Callable[[bytes], Any]) -> AsyncIterator[Any]:
+    async for raw in raws:
+        yield _read(raw, read)
 
 
 def _refuse_unknown_fields(message: Message) -> None:
@@ -225,7 +206,12 @@ def _refuse_unknown_fields(message: Message) -> None:
     for field, value in message.ListFields():
         if field.message_type is None:
             continue
-        for part in (value,) if isinstance(value, Message) else value:
+        parts = (value,) if isinstance(value, Message) else value
+        if len(parts) > MAX_PARTS:  # an empty part takes two bytes on the wire and a hundred in memory
+            raise RequestError(
+                f"{message.DESCRIPTOR.name}.{field.name} has {len(parts)} entries; possible are {MAX_PARTS}"
+            )
+        for part in parts:
             _refuse_unknown_fields(part)
 
 

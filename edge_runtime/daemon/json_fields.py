@@ -46,7 +46,7 @@ def kind_of(value: object) -> str:
         return "a truth value"
     if isinstance(value, int | float):
         return "a number"
-    names = {str: "a string", list: "an array", dict: "an object"}
+    names: dict[type, str] = {str: "a string", list: "an array", dict: "an object"}
     return names.get(type(value), "something else")
 
 
