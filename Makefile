@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PYTHON ?= python3
 
-.PHONY: help demo test test-slow test-train lint bench demo-model reference images wheel clean
+.PHONY: help demo test test-slow test-train lint bench demo-model reference images proto proto-check wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,12 @@ reference: $(VENV)/.installed ## write docs/reference.md from the commands' own 
 
 images: $(VENV)/.installed ## draw docs/images from real output
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python docs/images/render.py
+
+proto: ## generate edge_runtime/v1 from proto/ (in a virtual environment of its own)
+	@deploy/generate_proto.sh
+
+proto-check: ## fail where edge_runtime/v1 is not what proto/ gives
+	@deploy/generate_proto.sh --check
 
 wheel: $(VENV)/.installed ## a wheel with the demo model in it, in dist/
 	@test -f models/demo/edge-demo-q8_0.gguf || { echo "no demo model: make demo-model" >&2; exit 1; }

@@ -316,9 +316,8 @@ def test_json_lines_are_not_disturbed_by_the_start_message(edgert: Program, demo
 def test_prompts_are_not_in_the_log(edgert: Program, demo_model: Path) -> None:
     secret = "xylophone-marmalade"
     path = edgert.home / "edgert.log"
-    environment = {"EDGERT_LOG_LEVEL": "debug"}
-    with serving(edgert, "--log-file", path) as daemon:
-        edgert("run", *GREEDY, secret, environment=environment)
+    with serving(edgert, "--log-file", path, variables={"EDGERT_LOG_LEVEL": "debug"}) as daemon:
+        assert edgert("run", *GREEDY, secret).code == 0
         body = json.dumps({"messages": [{"role": "user", "content": secret}], "max_tokens": 3, "stop": 3})
         request = urllib.request.Request(f"{daemon.running.url}/v1/chat/completions", data=body.encode())
         request.add_header("content-type", "application/json")
