@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Sets up the daemon as a service of this machine, or removes it. Safe to run again: that is also the update.
 set -euo pipefail
+umask 022 # root's may be 077, and the service's user has to read all of this
 
 usage() {
     cat <<'END'
@@ -116,7 +117,11 @@ check() {
             *.whl) ;;
             *) [ -f "$from/pyproject.toml" ] || die "--from $from: neither a wheel nor a checkout (no pyproject.toml)" ;;
         esac
-        command -v "$python" >/dev/null || missing+=("$python (3.11 or newer; another one: PYTHON=python3.12)")
+        if command -v "$python" >/dev/null; then
+            check_python
+        else
+            missing+=("$python (3.11 or newer; another one: PYTHON=python3.12)")
+        fi
     fi
     if touches_system && ! id "$user" >/dev/null 2>&1 && ! command -v useradd >/dev/null; then
         missing+=("useradd (Debian: the package passwd), or a user $user made by hand")
@@ -125,6 +130,20 @@ check() {
         printf 'missing: %s\n' "${missing[@]}" >&2
         exit 1
     fi
+}
+
+# A virtual environment goes on using the Python that made it, and the service sees nobody's home.
+check_python() {
+    local where
+    where=$("$python" -c 'import os, sys; print(os.path.realpath(sys.base_prefix))') || die "$python does not start"
+    case $where in
+        /root | /root/* | /home/* | /run/user/*)
+            if touches_system; then
+                die "$python is in $where, where the service cannot read it; take the system's: PYTHON=/usr/bin/python3"
+            fi
+            say "note: $python is in $where, where no other user can read it"
+            ;;
+    esac
 }
 
 make_user() {
@@ -154,8 +173,7 @@ make_venv() {
     say "edgert" | put 644 "$marker"
     PACKAGE=$(cd "$(dirname "$from")" && pwd)/$(basename "$from")
     export PACKAGE PYTHON=$python
-    # Root's umask may be 077; the service's user has to read this.
-    (umask 022 && run "$here/prepare.sh" "$destdir$prefix" "${EXTRA:-}")
+    run "$here/prepare.sh" "$destdir$prefix" "${EXTRA:-}"
     run ln -sfn "$prefix/bin/edgert" "$destdir$link"
 }
 

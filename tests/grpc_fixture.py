@@ -22,8 +22,8 @@ from edge_runtime.model_store.store import ModelStore
 Value = TypeVar("Value")
 Stub = Any
 
-# Nearly every token alike: an answer goes on until its limit.
-RAMBLING: Mapping[str, Any] = {"temperature": 50.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": 1}
+# Nearly every token alike: with this seed an answer goes on until the context is full.
+RAMBLING: Mapping[str, Any] = {"temperature": 50.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": 2}
 
 
 def config_of(**sections: Mapping[str, Any]) -> Config:
@@ -100,6 +100,10 @@ class GrpcDaemon:
         token = self.tokens.create(name, scopes or (Scope.INFER,))
         self.gate.reload()
         return token
+
+    def finished(self, outcome: str) -> int:
+        """How many requests ended like this."""
+        return self.call(self.service.status).finished.get(outcome, 0)
 
     def tasks(self) -> int:
         """Tasks of the daemon's loop, without the one that counts."""

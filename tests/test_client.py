@@ -88,7 +88,7 @@ def test_every_option_reaches_the_daemon(client: Client) -> None:
     first = client.generate(PROMPT, **options)
     again = client.generate(PROMPT, **options)
     assert first.text() == again.text()
-    assert first.usage is not None and first.usage.seed == 1
+    assert first.usage is not None and first.usage.seed == 2
     assert first.usage.finish_reason == "length" and first.usage.generated_tokens == 9
     other = client.generate(PROMPT, **{**options, "seed": 2**64 - 1})
     assert other.text() != first.text()
@@ -195,20 +195,22 @@ def test_embeddings_have_length_one_and_know_what_is_alike(client: Client) -> No
         client.embed([])
 
 
-def test_close_frees_the_place(client: Client) -> None:
+def test_close_frees_the_place(daemon: GrpcDaemon, client: Client) -> None:
+    before = daemon.finished("cancelled")
     stream = client.generate(PROMPT, **RAMBLING)
     next(stream)
     assert [request.id for request in client.status().requests] == [stream.id]
     stream.close()
     stream.close()
     assert list(stream) == []
-    wait_until(lambda: not client.status().requests, "the request has gone")
+    wait_until(lambda: daemon.finished("cancelled") == before + 1, "the request has gone")
 
 
-def test_a_stream_that_is_dropped_frees_the_place(client: Client) -> None:
+def test_a_stream_that_is_dropped_frees_the_place(daemon: GrpcDaemon, client: Client) -> None:
+    before = daemon.finished("cancelled")
     for _ in client.generate(PROMPT, **RAMBLING):
         break
-    wait_until(lambda: not client.status().requests, "the request has gone")
+    wait_until(lambda: daemon.finished("cancelled") == before + 1, "the request has gone")
 
 
 def test_a_stream_closed_by_another_thread_ends(client: Client) -> None:
@@ -221,9 +223,9 @@ def test_a_stream_closed_by_another_thread_ends(client: Client) -> None:
 
 def test_the_time_of_a_call_is_limited(daemon: GrpcDaemon, client: Client) -> None:
     with pytest.raises(DeadlineError):
-        client.generate(PROMPT, timeout=0.15, **RAMBLING).text()
+        client.generate(PROMPT, timeout=0.1, **RAMBLING).text()
     wait_until(lambda: not client.status().requests, "the request has gone")
-    with Client(daemon.address, timeout=0.15) as hasty, pytest.raises(DeadlineError):
+    with Client(daemon.address, timeout=0.1) as hasty, pytest.raises(DeadlineError):
         hasty.generate(PROMPT, **RAMBLING).text()
     with pytest.raises(RequestError, match="timeout"):
         client.generate(PROMPT, timeout=0.0)
@@ -454,13 +456,17 @@ def test_the_async_client_does_all_that_the_other_does(daemon: GrpcDaemon, clien
 
 
 def test_an_async_stream_can_be_left(daemon: GrpcDaemon) -> None:
+    async def cancelled(client: AsyncClient) -> int:
+        return (await client.status()).finished.get("cancelled", 0)
+
     async def use() -> None:
         async with AsyncClient(daemon.address) as asynchronous:
+            before = await cancelled(asynchronous)
             async with await asynchronous.generate(PROMPT, **RAMBLING) as stream:
                 async for _ in stream:
                     break
             assert [chunk async for chunk in stream] == []
-            while (await asynchronous.status()).requests:
+            while await cancelled(asynchronous) == before:
                 await asyncio.sleep(0.01)
             closed = await asynchronous.generate(PROMPT, **RAMBLING)
             asyncio.get_running_loop().call_later(0.05, closed.close)

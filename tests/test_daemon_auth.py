@@ -81,9 +81,13 @@ def test_without_a_token_only_where_none_is_required(tokens: TokenStore) -> None
 @pytest.mark.parametrize(
     "token", ["", " ", "edgert_", "x" * 10**6, "\udcff", "a\x00b", "Bearer x", "edgert_" + "A" * 43]
 )
-def test_a_token_that_is_given_is_always_checked(tokens: TokenStore, token: str, require_token: bool) -> None:
+def test_a_token_of_ours_is_always_checked(tokens: TokenStore, token: str, require_token: bool) -> None:
     tokens.create("phone", [Scope.ADMIN])
     gate = Gate(tokens, require_token=require_token)
+    if not require_token and not token.startswith("edgert_"):
+        # OpenAI's clients insist on sending some key.
+        assert gate.admit(token, HERE, Scope.INFER) == Identity("local", ALL_SCOPES)
+        return
     with pytest.raises(UnauthenticatedError, match="unknown or was revoked"):
         gate.admit(token, HERE, Scope.INFER)
 

@@ -153,7 +153,9 @@ def test_a_renewed_certificate_is_served_after_reload(tmp_path: Path) -> None:
         assert not tls.reload()
 
 
-@pytest.mark.parametrize("damage", ["certificate", "key", "other key", "missing", "mode"])
+@pytest.mark.parametrize(
+    "damage", ["certificate", "key", "other key", "other certificate", "missing", "mode"]
+)
 def test_a_failed_reload_leaves_the_old_certificate_in_service(tmp_path: Path, damage: str) -> None:
     files = make(tmp_path / "ours")
     assert files.ca
@@ -166,6 +168,8 @@ def test_a_failed_reload_leaves_the_old_certificate_in_service(tmp_path: Path, d
             files.key.write_bytes(b"")
         elif damage == "other key":
             files.key.write_bytes(make(tmp_path / "theirs").key.read_bytes())
+        elif damage == "other certificate":
+            files.certificate.write_bytes(make(tmp_path / "theirs").certificate.read_bytes())
         elif damage == "missing":
             files.certificate.unlink()
         else:
@@ -329,6 +333,9 @@ def test_reasons_to_renew(tmp_path: Path) -> None:
     # What a crash between the writing of key and certificate leaves.
     make(tmp_path / "other")
     (tmp_path / "other" / "tls" / "server.key").replace(tmp_path / "tls" / "server.key")
+    assert "not of this authority, or its key" in renewal_reason(read_server(tmp_path, authority), [])
+    # A whole pair, but of another authority: clients would not trust it.
+    (tmp_path / "other" / "tls" / "server.pem").replace(tmp_path / "tls" / "server.pem")
     assert "not of this authority, or its key" in renewal_reason(read_server(tmp_path, authority), [])
     (tmp_path / "tls" / "server.pem").write_text("nonsense")
     assert renewal_reason(read_server(tmp_path, authority), []) == "there was none"

@@ -227,6 +227,13 @@ def test_what_is_rendered_reads_the_same(tmp_path_factory: pytest.TempPathFactor
     assert load_config(path, {}, {}) == config
 
 
+def test_characters_that_nobody_sees_are_written_by_their_numbers(tmp_path: Path) -> None:
+    config = replace(Config(), model=ModelConfig(default='a\x7f\u202e\U000e0001"\\'))
+    text = render_commented(config)
+    assert "\\U0000007f\\U0000202e" in text
+    assert load_config(written(tmp_path, text), {}, {}) == config
+
+
 def test_sources_are_told_in_comments(tmp_path: Path) -> None:
     loaded = read_settings(None, {"EDGERT_LOG_LEVEL": "debug"}, {})
     text = render_commented(loaded.config, loaded.sources)

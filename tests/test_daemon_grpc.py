@@ -19,7 +19,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from program import REPOSITORY
 
-from edge_runtime.daemon import grpc_boundary
 from edge_runtime.daemon.auth import Scope
 from edge_runtime.daemon.error_catalog import INTERNAL_MESSAGE
 from edge_runtime.daemon.grpc_boundary import MAX_MESSAGE_BYTES, METHOD_SCOPES
@@ -132,8 +131,22 @@ def test_what_is_not_set_has_the_defaults_that_the_messages_document(stubs: Stub
         return [message.chunk for message in stubs.inference.Generate(request)]
 
     assert chunks(plain) == chunks(spelled)
-    greedy = inference_pb2.GenerateRequest(text=PROMPT, sampling=GREEDY)
-    assert chunks(greedy) == chunks(greedy)  # 0 is a value, not the default
+
+
+def test_zero_and_false_are_values_and_not_the_default(stubs: Stubs) -> None:
+    firsts = set()
+    for seed in range(8):
+        sampling = inference_pb2.Sampling(**{**RAMBLING, "temperature": 0.0, "seed": seed})
+        request = inference_pb2.GenerateRequest(text="The", max_tokens=1, sampling=sampling)
+        firsts.add(list(stubs.inference.Generate(request))[1].chunk.tokens[0])
+    assert len(firsts) == 1
+    request = inference_pb2.GenerateRequest(text=PROMPT, max_tokens=1, logprobs=0)
+    (entry,) = list(stubs.inference.Generate(request))[1].chunk.logprobs
+    assert entry.raw and not entry.top
+    tokenize = stubs.inference.Tokenize
+    plain = tokenize(inference_pb2.TokenizeRequest(text="word")).tokens
+    assert plain == tokenize(inference_pb2.TokenizeRequest(text="word", add_bos=True)).tokens
+    assert plain[1:] == tokenize(inference_pb2.TokenizeRequest(text="word", add_bos=False)).tokens
 
 
 def test_every_field_of_the_messages_is_explained() -> None:
@@ -428,26 +441,28 @@ def test_reflection_tells_services_and_files_to_those_who_may_call(tmp_path: Pat
 
 
 def test_a_cancelled_call_frees_its_place_and_its_task(daemon: GrpcDaemon, stubs: Stubs) -> None:
-    before = daemon.tasks()
+    tasks, ended = daemon.tasks(), daemon.finished("cancelled")
     for _ in range(5):
         call = stubs.inference.Generate(LONG)
         next(call)
         call.cancel()
-    wait_until(lambda: idle(daemon) and daemon.tasks() <= before, "nothing is left of the calls")
+    wait_until(lambda: daemon.finished("cancelled") == ended + 5, "the requests have ended")
+    wait_until(lambda: daemon.tasks() <= tasks, "nothing is left of the calls")
 
 
 def test_a_client_that_is_killed_frees_its_place(daemon: GrpcDaemon) -> None:
     program = (
         "import sys, time; from edge_runtime.client import Client; "
-        f"s = Client(sys.argv[1]).generate({PROMPT!r}, temperature=50.0, top_k=0, top_p=1.0, min_p=0.0); "
+        f"s = Client(sys.argv[1]).generate({PROMPT!r}, temperature=50.0, top_k=0, top_p=1.0, min_p=0.0, seed=2); "
         "next(s); print('runs', flush=True); time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", program, daemon.address], stdout=subprocess.PIPE)
     assert process.stdout is not None
+    ended = daemon.finished("cancelled")
     with process:
         assert process.stdout.readline() == b"runs\n"
         process.send_signal(signal.SIGKILL)
-    wait_until(lambda: idle(daemon), "the request has gone")
+    wait_until(lambda: daemon.finished("cancelled") == ended + 1, "the request has gone")
 
 
 def test_a_deadline_ends_a_request_in_the_queue_as_well(tmp_path: Path) -> None:
@@ -462,24 +477,14 @@ def test_a_deadline_ends_a_request_in_the_queue_as_well(tmp_path: Path) -> None:
         running.cancel()
 
 
-def test_a_client_that_reads_nothing_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It fills the last place for calls, which becomes free although it never reads its answer."""
-    monkeypatch.setattr(grpc_boundary, "REFUSE_SECONDS", 0.2)
+def test_a_client_that_reads_nothing_is_given_up(tmp_path: Path) -> None:
     small_window = (("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 4096))
     request = inference_pb2.GenerateRequest(text=PROMPT, logprobs=20, sampling=LONG.sampling)
-    config = config_of(model={"sequences": 1}, scheduling={"queue": 0})
-    with (
-        GrpcDaemon(tmp_path, config, stall_seconds=1.0) as daemon,
-        Stubs(daemon.address, *small_window) as stalled_stubs,
-        Stubs(daemon.address) as stubs,
-    ):
-        watches = [stubs.health.Watch(health_pb2.HealthCheckRequest()) for _ in range(64)]
-        for watch in watches:
-            next(watch)
-        stalled = stalled_stubs.inference.Generate(request)
+    with GrpcDaemon(tmp_path, stall_seconds=0.05) as daemon, Stubs(daemon.address, *small_window) as stubs:
+        stalled = stubs.inference.Generate(request)
         next(stalled)
-        assert not serves(stubs)
-        wait_until(lambda: serves(stubs), "its place is free", 30)
+        wait_until(lambda: idle(daemon), "its request has gone", 30)
+        assert daemon.call(daemon.service.status).finished == {"cancelled": 1}
         status, _, metadata = failed(lambda: list(stalled))
         assert (status.name, metadata["edgert-code"]) == ("DEADLINE_EXCEEDED", "deadline_exceeded")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -102,6 +103,16 @@ def test_readers_do_not_hinder_a_start(tmp_path: Path) -> None:
         ended.set()
         for reader in readers:
             reader.join()
+
+
+def test_a_reader_that_holds_the_lock_delays_a_start_and_no_more(tmp_path: Path) -> None:
+    claim(tmp_path).close()
+    with (tmp_path / "daemon.lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        timer = threading.Timer(0.2, fcntl.flock, (lock, fcntl.LOCK_UN))
+        timer.start()
+        claim(tmp_path).close()
+        timer.join()
 
 
 def test_readers_never_see_half_a_file(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -163,12 +164,21 @@ def test_many_may_make_it_at_once(path: Path) -> None:
         subprocess.Popen([sys.executable, "-c", program], cwd=REPOSITORY, stderr=subprocess.PIPE)
         for _ in range(4)
     ]
-    with ThreadPoolExecutor(4) as pool:
-        for opened in pool.map(lambda _: open_state(path).close(), range(40)):
-            assert opened is None
     for process in running:
         _, said = process.communicate(timeout=60)
         assert process.returncode == 0, said.decode()
+
+
+def test_threads_may_make_it_at_the_same_moment(tmp_path: Path) -> None:
+    together = threading.Barrier(4)
+
+    def make(number: int) -> None:
+        together.wait()
+        open_state(tmp_path / f"state-{number // 4}.db").close()
+
+    with ThreadPoolExecutor(4) as pool:
+        for done in pool.map(make, range(80)):
+            assert done is None
 
 
 def test_a_reader_does_not_wait_for_a_writer(path: Path) -> None:

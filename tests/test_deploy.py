@@ -56,7 +56,7 @@ def test_a_dry_run_says_all_and_does_nothing(tmp_path: Path) -> None:
 
 def test_a_dry_run_on_the_system_needs_no_rights_and_touches_nothing(tmp_path: Path) -> None:
     before = os.path.exists("/opt/edgert"), os.path.exists("/etc/edgert")  # noqa: PTH110
-    done = install("--dry-run")
+    done = install("--dry-run", "--no-venv")
     assert done.returncode == 0, done.stderr
     assert "useradd" in done.stdout or "user edgert is there" in done.stdout
     assert (os.path.exists("/opt/edgert"), os.path.exists("/etc/edgert")) == before  # noqa: PTH110
@@ -69,7 +69,12 @@ def test_files_are_placed_and_placing_them_again_changes_nothing(tmp_path: Path)
     assert "ExecStart=/opt/edgert/bin/edgert serve\n" in unit.read_text()
     assert "@" not in re.sub(r"^SystemCallFilter=.*$", "", unit.read_text(), flags=re.MULTILINE)
     settings = tmp_path / "etc/edgert/edgert.toml"
-    for path, mode in ((unit, 0o644), (settings, 0o644), (tmp_path / "var/lib/edgert", 0o755)):
+    for path, mode in (
+        (unit, 0o644),
+        (settings, 0o644),
+        (tmp_path / "var/lib/edgert", 0o755),
+        (tmp_path / "opt", 0o755),
+    ):
         assert stat.S_IMODE(path.stat().st_mode) == mode, path
     settings.write_text("[log]\nlevel = 'debug'\n")
     first = tree(tmp_path)
@@ -153,6 +158,21 @@ def test_a_missing_python_is_named() -> None:
     )
     assert done.returncode == 1
     assert "missing: python3.999" in done.stderr
+
+
+def test_a_python_that_the_service_cannot_see_is_refused(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho /home/somebody/python3.12\n")
+    python.chmod(0o755)
+    done = subprocess.run(
+        ["bash", DEPLOY / "install.sh", "--dry-run"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHON": str(python)},
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "/home/somebody/python3.12, where the service cannot read it" in done.stderr
 
 
 def test_scripts_pass_shellcheck() -> None:

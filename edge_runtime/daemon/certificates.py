@@ -215,10 +215,8 @@ def _load(files: TLSFiles, context: ssl.SSLContext) -> _Pair:
     for _ in range(_TRIES):
         pair = _read(files)
         try:
-            for each in (
-                _new_context(),
-                context,
-            ):  # an empty password: OpenSSL would ask the terminal for one
+            # First where it does no harm. Without an empty password OpenSSL would ask the terminal for one.
+            for each in (_new_context(), context):
                 each.load_cert_chain(files.certificate, files.key, password="")
         except (OSError, ssl.SSLError) as error:
             if _read(files) != pair:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -16,6 +17,7 @@ from edge_runtime.daemon.json_response import json_bytes
 
 _log = logging.getLogger("edgert.http")
 _DONE = b"data: [DONE]\n\n"
+_EVENTS_BETWEEN_PAUSES = 3  # asyncio warns at the fifth write to a connection that broke
 
 
 class EventStream(Response):
@@ -38,19 +40,21 @@ class EventStream(Response):
         self.headers["x-accel-buffering"] = "no"  # a proxy before the daemon is not to hold events back
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started = False
+        sent = 0
         last = _DONE
         async with while_connected(receive), aclosing(self._values):
             try:
                 async for value in self._values:
-                    if not started:
-                        started = True
+                    if not sent:
                         head = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
                         await send(head)
                     event = b"data: " + json_bytes(value) + b"\n\n"
                     await send({"type": "http.response.body", "body": event, "more_body": True})
+                    sent += 1
+                    if sent % _EVENTS_BETWEEN_PAUSES == 0:
+                        await asyncio.sleep(0)  # values that lie ready are not to keep others waiting
             except Exception as error:
-                if not started:
+                if not sent:
                     raise
                 refusal = refusal_of(error)
                 if not refusal.expected:

@@ -27,7 +27,6 @@ PACKAGE = "edge_runtime.v1"
 CODE_KEY = "edgert-code"
 RETRY_KEY = "retry-after-ms"
 STALL_SECONDS = 60.0  # a client that takes nothing for so long has gone
-REFUSE_SECONDS = 5.0  # for the client to take the status of a call that failed
 MAX_PARTS = 4096  # messages inside a message, such as the turns of a conversation
 MAX_MESSAGE_BYTES = 1500  # percent-encoded at worst threefold, and clients take headers of 8 KiB
 
@@ -222,12 +221,7 @@ async def _refuse(context: Any, method: str, error: BaseException) -> NoReturn:
     metadata = [(CODE_KEY, code)]
     if isinstance(error, OverloadedError):
         metadata.append((RETRY_KEY, str(max(1, round(error.retry_after * 1000)))))
-    try:
-        async with asyncio.timeout(REFUSE_SECONDS):
-            await context.abort(grpc.StatusCode[answer.grpc], _clipped(message), tuple(metadata))
-    except TimeoutError:
-        # The status waits behind messages that nobody reads. Ending like this drops the call.
-        raise asyncio.CancelledError from None
+    await context.abort(grpc.StatusCode[answer.grpc], _clipped(message), tuple(metadata))
     raise AssertionError("abort always raises")
 
 

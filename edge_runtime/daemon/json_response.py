@@ -8,10 +8,14 @@ from typing import Any
 
 from starlette.responses import Response
 
+# In ASCII: a line break of Unicode would end an event for some clients. json.dumps would make an encoder anew
+# for each event.
+_encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
+
 
 def json_bytes(value: Any) -> bytes:
-    """JSON in ASCII: a line break of Unicode would otherwise end an event for some clients."""
-    return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
+    """Compact JSON, in ASCII and in one line."""
+    return _encode(value).encode()
 
 
 def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

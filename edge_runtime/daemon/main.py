@@ -21,7 +21,7 @@ from edge_runtime.daemon.config_file import split_address
 from edge_runtime.daemon.notify import Notifier
 from edge_runtime.daemon.runtime_file import RunningDaemon, RuntimeFile
 from edge_runtime.daemon.service import Service
-from edge_runtime.daemon.state import STATE_NAME
+from edge_runtime.daemon.state import STATE_NAME, check_state
 from edge_runtime.daemon.tokens import TokenStore
 from edge_runtime.errors import ConfigError, EdgeRuntimeError
 
@@ -59,6 +59,7 @@ class _Daemon:
         on_ready: Callable[[RunningDaemon], None] | None,
     ) -> None:
         check_exposure(config, home)
+        check_state(home / STATE_NAME)
         files = tls_files(config, home)
         self._config = config
         self._claim = claim
@@ -117,12 +118,15 @@ class _Daemon:
     def _reload(self) -> None:
         """SIGHUP: tokens and certificates."""
         self._notifier.reloading()
-        try:
-            self._gate.reload()
-            changed = self._tls is not None and self._tls.reload()
-            _log.info("reloaded", extra={"certificate_changed": changed})
-        except EdgeRuntimeError as error:
-            _log.error("not reloaded, the old tokens and certificates stay: %s", error)
+        certificate = self._tls.reload if self._tls is not None else None
+        for what, read_again in (("tokens", self._gate.reload), ("certificate", certificate)):
+            if read_again is None:
+                continue
+            try:
+                read_again()
+                _log.info("%s reloaded", what)
+            except EdgeRuntimeError as error:
+                _log.error("%s not reloaded, the old ones stay: %s", what, error)
         self._notifier.ready()
 
     async def _stop_service(self) -> None:

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from edge_runtime.daemon.requests import Usage
 from edge_runtime.daemon.status import Status
 
+_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"  # of Prometheus' text format
 # From an idle desktop with the demo model to a full queue on a single-board computer.
 _WAIT_BUCKETS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 _TOKEN_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.35, 0.5, 1.0, 2.0, 5.0)
@@ -90,7 +91,7 @@ class Metrics:
 
     def render(self, status: Status) -> tuple[bytes, str]:
         """The page that Prometheus reads, and its content type."""
-        return generate_latest(_Scrape(self._registry, status)), CONTENT_TYPE_PLAIN_0_0_4
+        return generate_latest(_Scrape(self._registry, status)), _CONTENT_TYPE
 
 
 class _Scrape(Collector):

@@ -10,11 +10,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge_runtime.daemon.auth import LOCAL, Scope, digest_of
+from edge_runtime.daemon.auth import LOCAL, TOKEN_PREFIX, Scope, digest_of
 from edge_runtime.daemon.state import opened_state
 from edge_runtime.errors import RequestError
 
-PREFIX = "edgert_"  # so that people, and programs that look for leaked secrets, recognize one
 _RANDOM_BYTES = 32
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -83,7 +82,7 @@ class TokenStore:
         now = time.time()
         if expires is not None and not now < expires:
             raise RequestError("the token would have expired before its first use; choose a later time")
-        token = PREFIX + secrets.token_urlsafe(_RANDOM_BYTES)
+        token = TOKEN_PREFIX + secrets.token_urlsafe(_RANDOM_BYTES)
         values = (name, " ".join(wanted), digest_of(token), now, expires)
         try:
             with opened_state(self.path) as state:
