@@ -453,7 +453,7 @@ def test_a_cancelled_call_frees_its_place_and_its_task(daemon: GrpcDaemon, stubs
 def test_a_client_that_is_killed_frees_its_place(daemon: GrpcDaemon) -> None:
     program = (
         "import sys, time; from edge_runtime.client import Client; "
-        f"s = Client(sys.argv[1]).generate({PROMPT!r}, temperature=50.0, top_k=0, top_p=1.0, min_p=0.0, seed=2); "
+        f"s = Client(sys.argv[1]).generate({PROMPT!r}, **{dict(RAMBLING)!r}); "
         "next(s); print('runs', flush=True); time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", program, daemon.address], stdout=subprocess.PIPE)

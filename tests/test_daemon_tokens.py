@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime.daemon.auth import Scope
-from edge_runtime.daemon.tokens import PREFIX, TokenStore
+from edge_runtime.daemon.auth import TOKEN_PREFIX, Scope
+from edge_runtime.daemon.tokens import TokenStore
 from edge_runtime.errors import RequestError
 
 
@@ -23,15 +23,15 @@ def test_tokens_are_long_random_and_recognizable(tokens: TokenStore) -> None:
     made = [tokens.create(f"t{number}", [Scope.INFER]) for number in range(20)]
     assert len(set(made)) == 20
     for token in made:
-        assert token.startswith(PREFIX)
-        assert len(token) == len(PREFIX) + 43  # 32 bytes in base64
+        assert token.startswith(TOKEN_PREFIX)
+        assert len(token) == len(TOKEN_PREFIX) + 43  # 32 bytes in base64
 
 
 def test_only_the_hash_is_stored(tokens: TokenStore) -> None:
     token = tokens.create("phone", [Scope.INFER])
     (found,) = tokens
     assert found.digest == hashlib.sha256(token.encode()).digest()
-    secret = token.removeprefix(PREFIX).encode()
+    secret = token.removeprefix(TOKEN_PREFIX).encode()
     for path in tokens.path.parent.iterdir():
         assert secret not in path.read_bytes(), path
     assert token not in repr(found)

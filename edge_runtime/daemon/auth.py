@@ -182,8 +182,8 @@ class Gate:
             ForbiddenError: the token lacks the scope.
             OverloadedError: too many wrong tokens came from this address.
         """
-        # Where none is needed, clients that insist on sending some key are let in, too. One of ours is checked
-        # all the same: who sends it wants to know whether it works.
+        # Where none is needed, clients that insist on sending some key are let in, too. One of ours is
+        # checked all the same: who sends it wants to know whether it works.
         if token is None or (not self._require_token and not token.startswith(TOKEN_PREFIX)):
             if self._require_token:
                 raise UnauthenticatedError(

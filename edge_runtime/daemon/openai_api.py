@@ -79,7 +79,7 @@ class OpenAIApi:
             raise ParameterError(
                 f"dimensions is {wanted.dimensions}; the model's vectors have {width}", "dimensions"
             )
-        name = wanted.model or self._service.status().default_model
+        name = wanted.model or self._service.default_model
         return json_response(form.embeddings_json(found, name, wanted.base64))
 
     async def models(self, request: Request) -> Response:

@@ -180,6 +180,11 @@ class Service:
 
     # --- models -------------------------------------------------------------------------------
 
+    @property
+    def default_model(self) -> str:
+        """Name of the model for requests that name none."""
+        return self._models.default
+
     def models(self) -> list[StoredModel]:
         """All models of the store, and the default one where it is a file outside."""
         found = list(self.store)

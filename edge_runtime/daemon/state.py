@@ -100,12 +100,13 @@ def _make_file(path: Path) -> None:
 
 def _is_current(state: sqlite3.Connection, path: Path) -> bool:
     """Whether all migrations are in it and WAL is on; refuses what this program must not touch."""
+    state.execute("BEGIN")  # one snapshot: another program may be making the tables right now
     (application,) = state.execute("PRAGMA application_id").fetchone()
     (version,) = state.execute("PRAGMA user_version").fetchone()
-    if application == 0 and version == 0:
-        (tables,) = state.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if tables == 0:
-            return False
+    (tables,) = state.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    state.execute("COMMIT")
+    if application == 0 and version == 0 and tables == 0:
+        return False
     if application != APPLICATION_ID:
         raise ConfigError(
             f"{path} is a database of another program (application id {application:#x}); "

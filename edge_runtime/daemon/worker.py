@@ -136,6 +136,7 @@ class Worker:
             free = len(self.engine.places) - len(self._running)
             if len(self._queue) >= self._scheduling.queue + free:
                 wait = max(1.0, self._seconds_per_request * (len(self._queue) + 1) / len(self.engine.places))
+                self._observer.finished(OverloadedError.code, None)
                 raise OverloadedError(
                     f"{len(self._running)} requests are running and {len(self._queue)} of at most "
                     f"{self._scheduling.queue} are waiting; try again in {wait:.0f} s",

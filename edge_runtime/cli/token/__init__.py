@@ -11,7 +11,7 @@ from edge_runtime.cli.lazy import LazyGroup
     verbs={
         "create": ("edge_runtime.cli.token.create", "Make a token and show it, once."),
         "list": ("edge_runtime.cli.token.list", "List the tokens, not what they are."),
-        "revoke": ("edge_runtime.cli.token.revoke", "Make a token worthless."),
+        "revoke": ("edge_runtime.cli.token.revoke", "Make a token worthless, at once."),
     },
 )
 def command() -> None:

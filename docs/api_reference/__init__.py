@@ -1,0 +1,1 @@
+"""What docs/write_api_reference.py reads the reference from."""
