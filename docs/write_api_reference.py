@@ -425,7 +425,7 @@ def _settings() -> Iterator[str]:
     yield (
         "In `edgert.toml` of the home folder, else `/etc/edgert/edgert.toml`; `edgert config path` says "
         "which. Above the file stand the variables, above these the options of `edgert serve`. "
-        "`EDGERT_MODEL` and `EDGERT_THREADS` are short for `EDGERT_MODEL_DEFAULT` and `EDGERT_MODEL_THREADS`.\n"
+        "`EDGERT_MODEL` is short for `EDGERT_MODEL_DEFAULT`, `EDGERT_THREADS` for `EDGERT_MODEL_THREADS`.\n"
     )
     rows = [
         (_code(known.key), _code(config_file.toml_value(known.default)), known.needed, known.explanation)

@@ -33,6 +33,7 @@ class LoadedModels:
         self._changing = asyncio.Lock()
         self._turn = threading.Lock()
         self._stopping = False
+        self._closing: set[asyncio.Task[None]] = set()
 
     @property
     def default(self) -> str:
@@ -112,14 +113,18 @@ class LoadedModels:
 
     async def _close(self, worker: Worker, seconds: float) -> None:
         del self._workers[worker.name]
-        await worker.close(seconds)
+        # Shielded: a client that goes away while it waits must not leave an engine that nobody stops.
+        closing = asyncio.create_task(worker.close(seconds))
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
+        await asyncio.shield(closing)
         _log.info("model unloaded", extra={"model": worker.name})
 
     async def close(self, seconds: float) -> None:
         """Free all models; what runs may finish for so long."""
         self._stopping = True
         async with self._changing:
-            await asyncio.gather(*(worker.close(seconds) for worker in self))
+            await asyncio.gather(*self._closing, *(worker.close(seconds) for worker in self))
             self._workers.clear()
 
     def describe(self, worker: Worker) -> LoadedModel:
