@@ -50,8 +50,9 @@ demo-model: $(VENV)/.installed-train ## train the demo model anew (about an hour
 	$(BIN)/python -m models.demo.train
 	$(BIN)/python -m models.demo.export
 
-reference: $(VENV)/.installed ## write docs/reference.md from the commands' own help
+reference: $(VENV)/.installed ## write docs/reference.md and docs/api.md from the code itself
 	$(BIN)/python docs/write_reference.py
+	$(BIN)/python docs/write_api_reference.py
 
 images: $(VENV)/.installed ## draw docs/images from real output
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python docs/images/render.py

@@ -15,6 +15,7 @@ from edge_runtime import client, errors
 from edge_runtime.daemon import config_file, status
 from edge_runtime.daemon.error_catalog import CATALOG, INTERNAL, Answer
 from edge_runtime.daemon.grpc_boundary import METHOD_SCOPES, PACKAGE
+from edge_runtime.daemon.http_protocol import MAX_CONNECTIONS
 from edge_runtime.daemon.metrics import Metrics
 from edge_runtime.daemon.requests import Usage
 
@@ -169,7 +170,10 @@ def _errors() -> Iterator[str]:
     found = http_text.codes_of_http()
     if found.keys() != _ONLY_HTTP.keys():
         raise ValueError(f"codes of HTTP: {sorted(found)} in the code, {sorted(_ONLY_HTTP)} explained here")
-    yield "HTTP has these beside, of type `invalid_request_error`:\n"
+    yield (
+        f"Over HTTP, `overloaded` is 503 where {MAX_CONNECTIONS} connections are open already. HTTP has "
+        "these codes beside, of type `invalid_request_error`:\n"
+    )
     yield table(
         ("code", "HTTP", "meaning"),
         [(_code(code), ", ".join(map(str, sorted(found[code]))), text) for code, text in _ONLY_HTTP.items()],

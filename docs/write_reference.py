@@ -31,19 +31,24 @@ With `--json`, standard output is exactly one JSON object, also for errors:
 | 5 | a download that failed |
 | 6 | too little memory |
 | 7 | a library is missing or wrong |
+| 8 | the daemon has too much to do; try again |
+| 9 | the time given to a request is over |
+| 10 | no daemon, or one that is stopping |
+| 11 | a token is missing, wrong, or does not allow this |
 | 130 | interrupted with Ctrl-C |
 
 | variable | meaning |
 |---|---|
-| `EDGERT_HOME` | where models are kept, instead of the user's data folder |
+| `EDGERT_HOME` | folder of models, settings, tokens and state, instead of the user's data folder |
 | `EDGERT_MODEL` | the model where `--model` is not given |
 | `EDGERT_THREADS` | CPU threads where `--threads` is not given |
+| `EDGERT_SECTION_KEY` | a setting of the daemon, such as `EDGERT_SERVER_HTTP`: [all of them](api.md#settings) |
 | `EDGERT_HUB` | another hub for `hf:` sources; https, or http on this machine |
 | `EDGERT_OFFLINE` | `1`: `models pull` fetches nothing |
 | `HF_TOKEN` | sent to the hub, and to nobody else, for models that need an account |
 | `EDGERT_DEBUG` | `1`: errors come with a Python traceback |
 
-Tab completion: `eval "$(_EDGERT_COMPLETE=bash_source edgert)"` (or `zsh_source`, `fish_source`).
+Tab completion: `eval "$(edgert completion bash)"` (or `zsh`; for fish see `edgert completion --help`).
 """
 
 

@@ -78,7 +78,7 @@ def test_questions_are_dropped_together_with_their_answers(
             kept.append(len(conversation.turns))
             assert [turn["role"] for turn in conversation.turns] == ["user", "assistant"] * (kept[-1] // 2)
         assert kept[0] == 2
-        assert kept[-1] == max(kept) > 2
+        assert 2 < kept[-1] <= max(kept) < 2 * len(kept)  # some are kept, some were dropped
 
 
 def test_message_longer_than_the_context_is_an_error(edgert: Program, demo_model: Path) -> None:

@@ -23,6 +23,7 @@ Examples:
   edgert chat
   edgert models pull hf:owner/repository/model-q4_0.gguf
   edgert run --model model-q4_0 --temperature 0 - < question.txt
+  edgert serve
 
 Start with `edgert doctor` if something is slow or fails.
 """
@@ -40,11 +41,17 @@ Start with `edgert doctor` if something is slow or fails.
         "stop": ("edge_runtime.cli.stop", "Let the daemon finish and end."),
         "logs": ("edge_runtime.cli.logs", "Show the daemon's log."),
         "init": ("edge_runtime.cli.init", "Make what the daemon needs to be reached from other devices."),
-        "token": ("edge_runtime.cli.token", "Make, list and revoke the tokens with which programs use the daemon."),
+        "token": (
+            "edge_runtime.cli.token",
+            "Make, list and revoke the tokens with which programs use the daemon.",
+        ),
         "config": ("edge_runtime.cli.config", "Show the daemon's settings."),
         "bench": ("edge_runtime.cli.bench", "Measure speed and memory on this device."),
         "doctor": ("edge_runtime.cli.doctor", "Check this device and say what to do about each fault."),
-        "completion": ("edge_runtime.cli.completion", "Print the script that completes commands and options in a shell."),
+        "completion": (
+            "edge_runtime.cli.completion",
+            "Print the script that completes commands and options in a shell.",
+        ),
     },
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=_EPILOG,

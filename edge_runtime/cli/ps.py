@@ -125,7 +125,7 @@ def _device_line(status: Mapping[str, Any]) -> str:
     if status.get("temperature") is not None:
         parts.append(f"{status['temperature']:.0f} °C")
     ended = sum(status["finished"].values())
-    parts.append(f"{ended} requests answered" if ended != 1 else "1 request answered")
+    parts.append(f"{ended} requests ended" if ended != 1 else "1 request ended")
     return " · ".join(parts)
 
 

@@ -86,7 +86,7 @@ def announce(running: RunningDaemon, config: Config, token: Path | None) -> None
             rows.append(("elsewhere", f"{running.url.partition(':')[0]}://{socket.gethostname()}:{port}/"))
         rows.append(("OpenAI API", f"{running.url}/v1"))
     if running.grpc:
-        rows.append(("gRPC", running.grpc))
+        rows.append(("gRPC", running.grpc_target))
     if running.url:
         rows.append(("try", curl_line(running, config.model.default, token)))
     else:

@@ -20,4 +20,5 @@ def json_bytes(value: Any) -> bytes:
 
 def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """An answer that consists of one JSON value."""
-    return Response(json_bytes(value), status, dict(headers or {}), media_type="application/json")
+    body = json_bytes(value) + b"\n"  # so that a shell's prompt does not stick to what curl shows
+    return Response(body, status, dict(headers or {}), media_type="application/json")

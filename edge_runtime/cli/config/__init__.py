@@ -9,7 +9,7 @@ from edge_runtime.cli.lazy import LazyGroup
     "config",
     cls=LazyGroup,
     verbs={
-        "show": ("edge_runtime.cli.config.show", "Show the settings that hold, and what they mean."),
+        "show": ("edge_runtime.cli.config.show", "Show the settings that hold."),
         "path": ("edge_runtime.cli.config.path", "Show which file the settings come from."),
     },
 )
