@@ -42,7 +42,7 @@ With `--json`, standard output is exactly one JSON object, also for errors:
 | `EDGERT_HOME` | folder of models, settings, tokens and state, instead of the user's data folder |
 | `EDGERT_MODEL` | the model where `--model` is not given |
 | `EDGERT_THREADS` | CPU threads where `--threads` is not given |
-| `EDGERT_SECTION_KEY` | a setting of the daemon, such as `EDGERT_SERVER_HTTP`: [all of them](api.md#settings) |
+| `EDGERT_SECTION_KEY` | a setting of the daemon, as `EDGERT_SERVER_HTTP`: [all of them](api.md#settings) |
 | `EDGERT_HUB` | another hub for `hf:` sources; https, or http on this machine |
 | `EDGERT_OFFLINE` | `1`: `models pull` fetches nothing |
 | `HF_TOKEN` | sent to the hub, and to nobody else, for models that need an account |

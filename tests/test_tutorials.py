@@ -51,7 +51,7 @@ VARYING = (
     (r"\bseed \d+", "seed N"),
     (r"\b\d[\d.]* (kB|MB|GB)\b", "SIZE"),
     (r" · \d+ °C", ""),  # not every device has a thermometer
-    (r"\b\d+ requests? answered", "N requests ended"),
+    (r"\b\d+ requests? ended", "N requests ended"),
     (r"\bseconds=[\d.]+", "seconds=N"),
     (r'"(chatcmpl|cmpl)-[0-9a-f]{8}-\d+"', r'"\1-ID"'),
     (r'"created":\d+', '"created":N'),
