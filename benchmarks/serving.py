@@ -28,7 +28,7 @@ import psutil
 from benchmarks.engine import tiny_llama
 from benchmarks.report import Report
 
-_CLIENTS = (1, 2, 4, 8)
+_REQUESTS = {1: 3, 2: 2, 4: 2, 8: 1}  # by number of clients, of each of them
 _PROMPT_WORDS = 5  # about 35 tokens
 _TOKENS = 96
 _CONTEXT = 256
@@ -173,9 +173,9 @@ def compare(report: Report, path: Path, threads: int, rounds: int) -> None:
             together(port, model, 1, 1)
             report.note(f"{side} answers")
         for _ in range(rounds):
-            for clients in _CLIENTS:
+            for clients in _REQUESTS:
                 for side, (port, model) in ports.items():
-                    turn = together(port, model, clients, 3 if clients == 1 else 2)
+                    turn = together(port, model, clients, _REQUESTS[clients])
                     turns.setdefault((side, clients), []).append(turn)
     details = {}
     for (side, clients), found in turns.items():
@@ -187,7 +187,7 @@ def compare(report: Report, path: Path, threads: int, rounds: int) -> None:
         }
     report.details[f"{threads} threads"] = details
     bars = {1: 0.97, 4: 1.8}
-    for clients in _CLIENTS:
+    for clients in _REQUESTS:
         ratio = statistics.median(
             mine.tokens_per_second / other.tokens_per_second
             for mine, other in zip(turns["ours", clients], turns["llama_cpp.server", clients], strict=True)
