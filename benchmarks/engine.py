@@ -59,12 +59,12 @@ def compare_speed(report: Report, quantization: str, threads: int, rounds: int) 
     path, bar = tiny_llama(quantization), _BARS[quantization]
     sides = {name: SideProcess(name, path, threads=threads) for name in _SIDES}
     try:
-        for title, command in (
-            ("decode", "decode 24 1"),
-            ("prefill 128", "prefill 128"),
-            ("prefill 512", "prefill 512"),
+        for title, command, turns in (
+            ("decode", "decode 24 1", 3 * rounds),  # a second each, so there can be more of them
+            ("prefill 128", "prefill 128", rounds),
+            ("prefill 512", "prefill 512", rounds),
         ):
-            times = _take_turns(sides, command, rounds)
+            times = _take_turns(sides, command, turns)
             report.details[f"{quantization} {title}, {threads} threads, seconds"] = times
             report.at_least(f"{quantization} {title} at {threads} threads, x llama.cpp", _speed(times), bar)
     finally:
