@@ -13,6 +13,11 @@ from types import TracebackType
 from edge_runtime.daemon.requests import Chunk, Usage
 from edge_runtime.errors import DeadlineError
 
+
+def _nothing() -> None:
+    """What is left to abandon of an answer that has ended."""
+
+
 _numbers = itertools.count(1)
 _process = secrets.token_hex(4)  # ids of one daemon differ from those of the one before
 
@@ -63,7 +68,7 @@ class Answer:
         if not self._ended and not self._cancelled:
             self._cancelled = True
             self._abandon()
-            self._changed.set()
+            self._release()
 
     async def __aenter__(self) -> Answer:
         return self
@@ -84,12 +89,17 @@ class Answer:
         """The end."""
         self.usage = usage
         self._ended = True
-        self._changed.set()
+        self._release()
 
     def fail(self, error: BaseException) -> None:
         """An end that is an error, raised to the client after the chunks before it."""
         self._error = error
         self._ended = True
+        self._release()
+
+    def _release(self) -> None:
+        # The worker's job holds this answer, and `_abandon` the job: without that circle both go at once.
+        self._abandon = _nothing
         self._changed.set()
 
 
