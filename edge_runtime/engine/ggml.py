@@ -28,6 +28,8 @@ LLAMA_CPP_PYTHON = "0.3.36"
 TYPE_F32 = 0
 TYPE_F16 = 1
 TYPE_Q8_0 = 8
+TYPE_Q8_1 = 9
+TYPE_Q8_K = 15
 TYPE_I32 = 26
 TYPE_I64 = 27
 
@@ -65,6 +67,32 @@ class TensorHead(ctypes.Structure):
     _fields_ = [("type", c_int), ("buffer", c_void_p), ("ne", c_int64 * 4), ("nb", c_size_t * 4)]
 
 
+class TypeTraits(ctypes.Structure):
+    """``struct ggml_type_traits``; conversions are addresses, None where there is none."""
+
+    _fields_ = [
+        ("type_name", c_char_p),
+        ("blck_size", c_int64),
+        ("blck_size_interleave", c_int64),
+        ("type_size", c_size_t),
+        ("is_quantized", c_bool),
+        ("to_float", c_void_p),
+        ("from_float_ref", c_void_p),
+    ]
+
+
+class CPUTypeTraits(ctypes.Structure):
+    """``struct ggml_type_traits_cpu``: how the CPU's kernels take a type."""
+
+    _fields_ = [
+        ("from_float", c_void_p),
+        ("vec_dot", c_void_p),
+        ("vec_dot_type", c_int),
+        ("nrows", c_int64),
+    ]
+
+
+CONVERT = ctypes.CFUNCTYPE(None, c_void_p, c_void_p, c_int64)  # source, target, number of values
 LOG_CALLBACK = ctypes.CFUNCTYPE(None, c_int, c_char_p, c_void_p)
 
 _P = c_void_p
@@ -119,6 +147,7 @@ _SIGNATURES: Mapping[str, Signatures] = {
         "prec_set_acc": (c_bool, (_P, c_int)),
         "quantize_chunk": (_SZ, (c_int, _P, _P, _I64, _I64, _I64, _P)),
         "quantize_requires_imatrix": (c_bool, (c_int,)),
+        "get_type_traits": (POINTER(TypeTraits), (c_int,)),
         "threadpool_params_init": (None, (POINTER(ThreadpoolParams), c_int)),
         "gallocr_new": (_P, (_P,)),
         "gallocr_free": (None, (_P,)),
@@ -151,6 +180,7 @@ _SIGNATURES: Mapping[str, Signatures] = {
         "backend_cpu_set_threadpool": (None, (_P, _P)),
         "threadpool_new": (_P, (POINTER(ThreadpoolParams),)),
         "threadpool_free": (None, (_P,)),
+        "get_type_traits_cpu": (POINTER(CPUTypeTraits), (c_int,)),
     },
 }
 

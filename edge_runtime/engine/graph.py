@@ -107,8 +107,8 @@ class Graph:
             raise OutOfMemoryError(
                 f"no memory to compute {spec.rows} tokens at once; load the model with a smaller batch"
             )
-        self.inputs = {name: _array(tensor, *shape) for name, (tensor, shape) in builder.inputs.items()}
-        self.outputs = {name: _array(tensor, *shape) for name, (tensor, shape) in builder.outputs.items()}
+        self.inputs = {name: as_array(tensor, *shape) for name, (tensor, shape) in builder.inputs.items()}
+        self.outputs = {name: as_array(tensor, *shape) for name, (tensor, shape) in builder.outputs.items()}
 
     def free(self) -> None:
         """Free the graph's descriptions; its arrays must not be used any more."""
@@ -121,10 +121,20 @@ class Graph:
 _Shaped = tuple[int, tuple[Any, tuple[int, ...]]]  # tensor, (dtype, numpy shape)
 
 
-def _array(tensor: int, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
+def as_array(tensor: int, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
+    """A tensor's memory, seen with numpy's `shape`."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     memory = (ctypes.c_char * size).from_address(ggml.get_data(tensor))
     return np.frombuffer(memory, dtype).reshape(shape)
+
+
+def swiglu_parts(context: int, interleaved: int, n_values: int) -> list[int]:
+    """Gate's and up's `n_values` values each, out of an interleaved product: [INTERLEAVED, the rest]."""
+    size = INTERLEAVED * _FLOAT
+    return [
+        ggml.view_2d(context, interleaved, INTERLEAVED, n_values // INTERLEAVED, 2 * size, offset)
+        for offset in (0, size)
+    ]
 
 
 class _Builder:
@@ -346,20 +356,12 @@ class _Builder:
         if fused is None:
             gate, up = (self._linear(layer, kind, x) for kind in _GATE_UP)
         else:
-            gate, up = self._part(ggml.mul_mat(ctx, fused, x), hp.n_ff * self._rows)
+            gate, up = swiglu_parts(ctx, ggml.mul_mat(ctx, fused, x), hp.n_ff * self._rows)
             gate = self._add_aligned(gate, self._side(f"blk.{layer}.ffn_gate.weight", x))
             up = self._add_aligned(up, self._side(f"blk.{layer}.ffn_up.weight", x))
         activation = ggml.reshape_2d(ctx, ggml.swiglu_split(ctx, gate, up), hp.n_ff, self._rows)
         self._capture("ffn_activation", layer, activation, hp.n_ff)
         return self._linear(layer, "ffn_down", activation)
-
-    def _part(self, interleaved: int, n_values: int) -> list[int]:
-        """Gate's and up's `n_values` values each, out of an interleaved product: [INTERLEAVED, the rest]."""
-        size = INTERLEAVED * _FLOAT
-        return [
-            ggml.view_2d(self._ctx, interleaved, INTERLEAVED, n_values // INTERLEAVED, 2 * size, offset)
-            for offset in (0, size)
-        ]
 
     def _add_aligned(self, part: int, side: int | None) -> int:
         """`part` plus a contiguous side path of as many values, in the shape that `part` has."""
@@ -378,7 +380,7 @@ class _Builder:
         expanded = ggml.reshape_3d(ctx, x, hp.n_embd, 1, rows)
         if grouped.gate_up is not None:
             both = ggml.mul_mat_id(ctx, grouped.gate_up, expanded, ids)  # [2 size, count, rows]
-            gate, up = self._part(both, count * size * rows)
+            gate, up = swiglu_parts(ctx, both, count * size * rows)
         else:
             gate, up = (
                 ggml.reshape_2d(ctx, ggml.mul_mat_id(ctx, matrix, expanded, ids), count * size, rows)
