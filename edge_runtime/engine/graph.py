@@ -59,6 +59,7 @@ class GraphSpec:
         additions: layers before which something is added to the residual stream (`last`: after all).
         captures: what is read out.
         adapter_version: version of the adapter bank's shapes; 0 where no side path is applied.
+        head: False gives the head's input, ``head_input``, in place of logits.
     """
 
     rows: int
@@ -72,6 +73,7 @@ class GraphSpec:
     additions: frozenset[int] = frozenset()
     captures: frozenset[Capture] = frozenset()
     adapter_version: int = 0
+    head: bool = True
 
     def groups_of(self, layer: int) -> int:
         """Number of neuron groups computed in `layer`, or DENSE."""
@@ -170,6 +172,9 @@ class _Builder:
             if self._rows != spec.outputs:
                 x = self._narrow(x)
             x = self._norm(x, "output_norm.weight")
+            if not spec.head:
+                self._output("head_input", x, spec.outputs, hp.n_embd)
+                return
             head = HEAD if HEAD in self._weights else EMBEDDING
             logits = self._with_side(HEAD, ggml.mul_mat(self._ctx, self._weights[head], x), x)
             self._output("logits", logits, spec.outputs, hp.n_vocab)

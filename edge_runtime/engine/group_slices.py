@@ -56,10 +56,17 @@ class PartitionShape:
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
                 raise ModelFileError(f"shape of a partition: {name} = {value!r}; possible is 1 to {most}")
         if len(self.types) != self.n_layers or any(len(types) != 3 for types in self.types):
-            raise ModelFileError(f"shape of a partition: types of {len(self.types)} of {self.n_layers} layers")
+            raise ModelFileError(
+                f"shape of a partition: types of {len(self.types)} of {self.n_layers} layers"
+            )
         last = self.neurons(self.n_groups - 1)
         for gate, up, down in set(self.types):
-            for type_, width in ((gate, self.n_embd), (up, self.n_embd), (down, self.group_size), (down, last)):
+            for type_, width in (
+                (gate, self.n_embd),
+                (up, self.n_embd),
+                (down, self.group_size),
+                (down, last),
+            ):
                 _check_width(type_, width)
         _check_width(self.head_type, self.n_embd)
 
@@ -158,7 +165,7 @@ class GroupSlices:
         )
         unit = max(INTERLEAVED, *(GGML_TYPES[type_].block_size for _, _, type_ in types))
         size = group_size or min(default_group_size(hp.n_ff, unit), hp.n_ff)
-        if size < 1 or size % unit and size != hp.n_ff:
+        if size < 1 or (size % unit and size != hp.n_ff):
             raise RequestError(f"neuron groups of {size} were asked for; this file needs multiples of {unit}")
         self._gguf = gguf
         self._head = HEAD if HEAD in gguf.tensors else EMBEDDING

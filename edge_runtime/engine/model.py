@@ -40,10 +40,12 @@ class Model:
         threads: CPU threads.
         kv_type: how keys and values are kept: ``f16``, ``f32`` (twice the memory) or ``q8_0`` (half).
         repack: copy weights to the layout of the fastest kernels; False leaves them in the file.
+        ffn: False leaves the FFNs' weights in the file even so: others compute them.
         progress: called with the share loaded, 0 .. 1.
 
     Attributes:
         kv_bytes: memory that a full KV cache takes.
+        backend, parts, adapters: what its graphs are computed with and made of.
 
     Raises:
         OutOfMemoryError: weights or KV cache do not fit.
@@ -60,12 +62,13 @@ class Model:
         threads: int = 1,
         kv_type: KVType = "f16",
         repack: bool = True,
+        ffn: bool = True,
         progress: Callable[[float], None] | None = None,
     ) -> None:
         self.hyperparameters = hyperparameters
         self.cells = KVCells(n_cells, n_sequences)
         self.groups: NeuronGroups | None = None
-        self._adapters: AdapterBank | None = None
+        self.adapters: AdapterBank | None = None
         self._adapter_version = 0
         self._graphs: OrderedDict[GraphSpec, Graph] = OrderedDict()
         self._graph_bytes = 0
@@ -73,19 +76,21 @@ class Model:
         with ExitStack() as resources:
             # One row more than attention sees takes the keys of padding tokens.
             kv = resources.enter_context(closing(KVTensors(hyperparameters, self._n_kv_max + 1, kv_type)))
-            self._backend = resources.enter_context(closing(Backend(threads)))
+            self.backend = resources.enter_context(closing(Backend(threads)))
             self.weights = resources.enter_context(
-                closing(Weights(gguf, hyperparameters, repack=repack, threads=threads, progress=progress))
+                closing(
+                    Weights(gguf, hyperparameters, repack=repack, ffn=ffn, threads=threads, progress=progress)
+                )
             )
             self._resources = resources.pop_all()
         self.kv_bytes = kv.nbytes
         self._packs = self.weights.repacked_bytes > self.weights.mapped_bytes
-        self._parts = GraphParts(hyperparameters, self.weights, kv)
+        self.parts = GraphParts(hyperparameters, self.weights, kv)
 
     @property
     def threads(self) -> int:
         """CPU threads that graphs are computed with."""
-        return self._backend.threads
+        return self.backend.threads
 
     # --- what can be added to a loaded model --------------------------------------------------
 
@@ -101,9 +106,9 @@ class Model:
             if self.groups is not None:
                 self.groups.close()
             self.groups = groups
-            self._parts.grouped = groups.layers
-            if self._adapters is not None:  # their side paths are cut like the FFN
-                self.set_adapters(self._adapters.adapters)
+            self.parts.grouped = groups.layers
+            if self.adapters is not None:  # their side paths are cut like the FFN
+                self.set_adapters(self.adapters.adapters)
         return self.groups
 
     def set_adapters(self, adapters: Mapping[str, Sequence[LowRank]]) -> None:
@@ -115,9 +120,9 @@ class Model:
         self._adapter_version += 1
         bank = AdapterBank(adapters, self.weights, self.hyperparameters, self.groups, self._adapter_version)
         self._drop_graphs()
-        if self._adapters is not None:
-            self._adapters.close()
-        self._adapters = self._parts.adapters = bank
+        if self.adapters is not None:
+            self.adapters.close()
+        self.adapters = self.parts.adapters = bank
 
     # --- running ------------------------------------------------------------------------------
 
@@ -128,7 +133,7 @@ class Model:
             RequestError: a value out of range or of the wrong shape.
             ContextOverflowError: the KV cache has too few free cells; nothing was changed.
         """
-        rows = CheckedBatch(batch, self.hyperparameters, self.groups, self._adapters)
+        rows = CheckedBatch(batch, self.hyperparameters, self.groups, self.adapters)
         n_rows = len(rows.positions)
         cells = self.cells.place(rows.sequences, rows.positions)
         graph = self._graph(self._spec(batch, rows))
@@ -141,12 +146,12 @@ class Model:
             self.cells.write_mask(inputs["mask"], rows.sequences, rows.positions)
             inputs["mask"][n_rows:] = -np.inf
             inputs["mask"][n_rows:, 0] = 0  # a row that sees nothing would be a division by zero
-        for name, values in rows.values(self._adapters, inputs):
+        for name, values in rows.values(self.adapters, inputs):
             target = inputs[name]
             target[: len(values)] = values
             # Padding rows repeat the first: group ids must differ within a row, zeros would not.
             target[len(values) :] = values[:1]
-        self._backend.compute(graph.pointer)
+        self.backend.compute(graph.pointer)
         captured = {
             capture: values[:n_rows].copy()
             for capture, values in graph.outputs.items()
@@ -161,9 +166,9 @@ class Model:
 
     def _spec(self, batch: Batch, rows: CheckedBatch) -> GraphSpec:
         n_rows, n_wanted = len(rows.positions), len(rows.wanted)
-        padded = self._padded(n_rows)
-        outputs = padded if n_wanted == n_rows else min(self._padded(n_wanted), padded)
-        n_kv = max(_KV_STEP, -(-self.cells.end // _KV_STEP) * _KV_STEP)
+        padded = self.padded_rows(n_rows)
+        outputs = padded if n_wanted == n_rows else min(self.padded_rows(n_wanted), padded)
+        n_kv = self.attended_cells()
         return GraphSpec(
             rows=padded,
             n_kv=n_kv,
@@ -179,10 +184,19 @@ class Model:
             fills=frozenset(batch.fill),
             additions=frozenset(batch.add),
             captures=frozenset(batch.capture),
-            adapter_version=self._adapters.version if self._adapters is not None and batch.adapters else 0,
+            adapter_version=self.adapters.version if self.adapters is not None and batch.adapters else 0,
         )
 
-    def _padded(self, n_rows: int) -> int:
+    def attended_cells(self) -> int:
+        """Cells that attention looks at now: all in use, and some, so that graphs are reused."""
+        return max(_KV_STEP, -(-self.cells.end // _KV_STEP) * _KV_STEP)
+
+    @property
+    def spare_cell(self) -> int:
+        """The row of the KV cache that takes the keys of padding tokens."""
+        return self._n_kv_max
+
+    def padded_rows(self, n_rows: int) -> int:
         """Rows to compute for `n_rows`: two or three cost as much as the four that a kernel takes."""
         return n_rows + _PACK - n_rows % _PACK if self._packs and n_rows % _PACK >= _MIN_PACKED else n_rows
 
@@ -193,10 +207,10 @@ class Model:
             return graph
         while len(self._graphs) >= _MAX_GRAPHS:
             self._graphs.popitem(last=False)[1].free()
-        graph = Graph(self._parts, spec, self._backend.allocator)
-        if self._backend.graph_bytes > self._graph_bytes:
+        graph = Graph(self.parts, spec, self.backend.allocator)
+        if self.backend.graph_bytes > self._graph_bytes:
             # The shared buffer grew and moved: graphs built before point into the old one.
-            self._graph_bytes = self._backend.graph_bytes
+            self._graph_bytes = self.backend.graph_bytes
             self._drop_graphs()
         self._graphs[spec] = graph
         return graph
@@ -209,7 +223,7 @@ class Model:
     def close(self) -> None:
         """Free everything; safe to call twice."""
         self._drop_graphs()
-        for part in (self._adapters, self.groups):
+        for part in (self.adapters, self.groups):
             if part is not None:
                 part.close()
         self._resources.close()

@@ -18,7 +18,6 @@ from edge_runtime.engine.backend import Backend
 from edge_runtime.engine.gguf import GGUFFile
 from edge_runtime.engine.graph import as_array, swiglu_parts
 from edge_runtime.engine.group_slices import PartitionShape
-from edge_runtime.engine.tensor_types import GGML_TYPES
 from edge_runtime.engine.weights import INTERLEAVED, RepackedTypes, TensorContext, address_of, allocate
 from edge_runtime.errors import OutOfMemoryError, RequestError
 

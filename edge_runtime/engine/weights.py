@@ -29,7 +29,8 @@ HEAD = "output.weight"
 INTERLEAVED = 32
 _QKV = ("attn_q", "attn_k", "attn_v")
 _GATE_UP = ("ffn_gate", "ffn_up")
-_MULTIPLIED = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+_ATTENTION = (*_QKV, "attn_output")
+_MULTIPLIED = (*_ATTENTION, *_GATE_UP, "ffn_down")
 
 
 class TensorContext:
@@ -149,6 +150,7 @@ class Weights:
     Args:
         gguf: the open file; must stay open as long as this object lives.
         repack: False leaves every tensor in the mapped file.
+        ffn: False leaves the FFNs' matrices there.
         threads: used for repacking.
         progress: called with the share done, 0 .. 1.
 
@@ -162,10 +164,12 @@ class Weights:
         hyperparameters: Hyperparameters,
         *,
         repack: bool = True,
+        ffn: bool = True,
         threads: int = 1,
         progress: Callable[[float], None] | None = None,
     ) -> None:
         self._gguf = gguf
+        self._multiplied = _MULTIPLIED if ffn else _ATTENTION
         self._tensors: dict[str, int] = {}
         self._repacked: set[str] = set()
         self._buffers: list[int] = []
@@ -229,7 +233,7 @@ class Weights:
 
     def _layer_placements(self, layer: int) -> list[_Placement]:
         tensors = self._gguf.tensors
-        alone = {kind: tensors[f"blk.{layer}.{kind}.weight"] for kind in _MULTIPLIED}
+        alone = {kind: tensors[f"blk.{layer}.{kind}.weight"] for kind in self._multiplied}
         alone = {kind: record for kind, record in alone.items() if self._can_repack(record)}
 
         def together(name: str, kinds: tuple[str, ...], block: int = 0) -> list[_Placement]:
@@ -274,7 +278,7 @@ class Weights:
         """Let the kernel read what stays in the file while the rest is being repacked."""
         copied = {part.name for placement in placements for part in placement.parts}
         for name, record in self._gguf.tensors.items():
-            if name not in copied:
+            if name not in copied and (".ffn_" not in name or "ffn_down" in self._multiplied):
                 memory.read_ahead(self._base + record.offset, record.size)
 
     def _repack(self, placements: list[_Placement], threads: int, progress: Callable[[float], None]) -> None:
