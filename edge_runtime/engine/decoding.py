@@ -55,6 +55,7 @@ class Decoding:
         finish_reason: ``stop`` or ``length`` once it is complete.
         prompt_tokens, reused_tokens, generated_tokens: counts.
         prefill_seconds, decode_seconds: until the first token and after it, from the first call of `begin`.
+        forwarding: what the engine's `forward_pass` keeps about it.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Decoding:
         self.generated_tokens = 0
         self.prefill_seconds = 0.0
         self.decode_seconds = 0.0
+        self.forwarding: object = None
 
     @property
     def is_prefilling(self) -> bool:

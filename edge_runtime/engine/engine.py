@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
 from edge_runtime.engine.architecture import Hyperparameters, check_tensors, read_hyperparameters
 from edge_runtime.engine.backend import default_threads
-from edge_runtime.engine.batch import Batch
+from edge_runtime.engine.batch import Batch, Result
 from edge_runtime.engine.chat_prompt import chat_prompt
 from edge_runtime.engine.chat_template import ChatTemplate
 from edge_runtime.engine.decoding import Decoding, Piece
@@ -41,6 +41,7 @@ class EngineOptions:
         weights: ``repack`` copies them to the fastest layout; ``mmap`` leaves them in the file, for
             devices short of memory.
         kv_type: how keys and values are kept: ``f16``, ``f32`` (twice the memory) or ``q8_0`` (half).
+        ffn: False leaves the FFNs in the file: whoever replaces `Engine.forward_pass` computes them.
 
     Raises:
         RequestError: a value out of range.
@@ -52,6 +53,7 @@ class EngineOptions:
     sequences: int = 1
     weights: Literal["repack", "mmap"] = "repack"
     kv_type: KVType = "f16"
+    ffn: bool = True
 
     def __post_init__(self) -> None:
         for name, highest in (
@@ -80,15 +82,25 @@ def _threads_for(gguf: GGUFFile) -> int:
     return 1 if size < _ONE_THREAD_BYTES else default_threads()
 
 
+class ForwardPass(Protocol):
+    """Runs a batch; its rows belong to these answers, in their order."""
+
+    def __call__(self, batch: Batch, decodings: Sequence[Decoding], /) -> Result: ...
+
+
 class Engine:
     """A loaded model, its tokenizer and its KV cache. Use it from one thread at a time.
 
     Load one with `Engine.load`; use it as a context manager or call `close`.
+
+    Attributes:
+        forward_pass: computes each batch of `advance`; the model itself, until somebody replaces it.
     """
 
     def __init__(self, gguf: GGUFFile, model: Model, tokenizer: Tokenizer, options: EngineOptions) -> None:
-        self._gguf = gguf
+        self.gguf = gguf
         self.model = model
+        self.forward_pass: ForwardPass = lambda batch, decodings: model.forward(batch)
         self.tokenizer = tokenizer
         self.options = options
         self.context = model.cells.n_cells // options.sequences
@@ -133,6 +145,7 @@ class Engine:
                 threads=options.threads or _threads_for(gguf),
                 kv_type=options.kv_type,
                 repack=options.weights == "repack",
+                ffn=options.ffn,
                 progress=progress,
             )
             return cls(gguf, model, tokenizer, options)
@@ -155,7 +168,7 @@ class Engine:
     @property
     def chat_template(self) -> ChatTemplate | None:
         """The model's own chat template; None where the file has none."""
-        source = self._gguf.metadata.get("tokenizer.chat_template")
+        source = self.gguf.metadata.get("tokenizer.chat_template")
         if self._template is None and isinstance(source, str):
             bos, eos = (
                 ""
@@ -327,7 +340,7 @@ class Engine:
                 wanted.append(len(positions) - 1)
                 due.append(decoding)
         batch = Batch(tokens, np.array(positions, np.int32), np.array(numbers, np.int32), wanted)
-        result = self.model.forward(batch)
+        result = self.forward_pass(batch, [decoding for decoding, _ in shares])
         for decoding, share in shares:
             decoding.computed(share)
         return [(decoding, decoding.take(row)) for decoding, row in zip(due, result.logits, strict=True)]
@@ -343,7 +356,7 @@ class Engine:
             raise RequestError("all sequences are busy: there is nothing to probe")
         tokens = place.tokens[-1:] or [self.tokenizer.bos or 0]
         position = max(len(place.tokens) - 1, 0)
-        logits = self.model.forward(Batch(tokens, [position], place.number)).logits[0]
+        logits = self.forward_pass(Batch(tokens, [position], place.number), ()).logits[0]
         if not place.tokens:
             self.model.cells.remove(place.number)
         return int(Sampler(SamplingParameters(temperature=0), len(logits)).sample(logits))
@@ -352,7 +365,7 @@ class Engine:
         """Free the model; safe to call twice."""
         self.model.close()
         self.tokenizer.close()
-        self._gguf.close()
+        self.gguf.close()
 
     def __enter__(self) -> Engine:
         return self
