@@ -13,11 +13,12 @@ from api_reference import docstring_text, http_text, proto_text
 
 from edge_runtime import client, errors
 from edge_runtime.daemon import config_file, status
-from edge_runtime.daemon.error_catalog import CATALOG, INTERNAL, Answer
-from edge_runtime.daemon.grpc_boundary import METHOD_SCOPES, PACKAGE
+from edge_runtime.daemon.grpc_boundary import METHOD_SCOPES
 from edge_runtime.daemon.http_protocol import MAX_CONNECTIONS
 from edge_runtime.daemon.metrics import Metrics
 from edge_runtime.daemon.requests import Usage
+from edge_runtime.error_catalog import CATALOG, INTERNAL, Answer
+from edge_runtime.grpc_guard import PACKAGE
 
 PAGE = Path(__file__).with_name("api.md")
 PROTOS = Path(__file__).parent.parent / "proto" / "edge_runtime" / "v1"

@@ -498,4 +498,9 @@ def test_importing_the_client_brings_no_engine() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     loaded = {".".join(name.split(".")[:2]) for name in json.loads(done.stdout)}
-    assert loaded == {"edge_runtime.client", "edge_runtime.daemon", "edge_runtime.errors", "edge_runtime.v1"}
+    assert loaded == {
+        "edge_runtime.client",
+        "edge_runtime.error_catalog",
+        "edge_runtime.errors",
+        "edge_runtime.v1",
+    }

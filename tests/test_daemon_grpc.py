@@ -20,10 +20,11 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from program import REPOSITORY
 
 from edge_runtime.daemon.auth import Scope
-from edge_runtime.daemon.error_catalog import INTERNAL_MESSAGE
-from edge_runtime.daemon.grpc_boundary import MAX_MESSAGE_BYTES, METHOD_SCOPES
+from edge_runtime.daemon.grpc_boundary import METHOD_SCOPES
 from edge_runtime.daemon.grpc_server import SERVICES
+from edge_runtime.error_catalog import INTERNAL_MESSAGE
 from edge_runtime.errors import ConfigError, EdgeRuntimeError
+from edge_runtime.grpc_guard import MAX_MESSAGE_BYTES
 from edge_runtime.v1 import (
     daemon_pb2,
     daemon_pb2_grpc,

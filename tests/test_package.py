@@ -18,16 +18,38 @@ import pytest
 from program import REPOSITORY
 
 PACKAGES = ("edge_runtime", "scheduler", "predictors")
+# What several of the large parts stand on.
+SHARED = (
+    "edge_runtime.addresses",
+    "edge_runtime.private_files",
+    "edge_runtime.database",
+    "edge_runtime.private_authority",
+    "edge_runtime.error_catalog",
+    "edge_runtime.grpc_guard",
+)
 # part -> parts of this project that it may import, beside itself
 MAY_IMPORT = {
     "edge_runtime": set(),
     "edge_runtime.errors": set(),
+    "edge_runtime.addresses": set(),
+    "edge_runtime.private_files": {"edge_runtime.errors", "edge_runtime.model_store"},
+    "edge_runtime.database": {
+        "edge_runtime.errors",
+        "edge_runtime.model_store",
+        "edge_runtime.private_files",
+    },
+    "edge_runtime.private_authority": {"edge_runtime.errors"},
+    "edge_runtime.error_catalog": {"edge_runtime", "edge_runtime.errors"},
+    "edge_runtime.grpc_guard": {"edge_runtime", "edge_runtime.errors", "edge_runtime.error_catalog"},
     "edge_runtime.engine": {"edge_runtime.errors"},
     "edge_runtime.model_store": {"edge_runtime", "edge_runtime.errors", "edge_runtime.engine"},
     "edge_runtime.cluster": {
         "edge_runtime",
         "edge_runtime.errors",
         "edge_runtime.engine",
+        "edge_runtime.model_store",
+        *SHARED,
+        "edge_runtime.v1",
         "scheduler",
         "predictors",
     },
@@ -38,6 +60,7 @@ MAY_IMPORT = {
         "edge_runtime.errors",
         "edge_runtime.engine",
         "edge_runtime.model_store",
+        *SHARED,
         "edge_runtime.cluster",
         "edge_runtime.personalize",
         "edge_runtime.federation",
@@ -48,12 +71,14 @@ MAY_IMPORT = {
         "edge_runtime.errors",
         "edge_runtime.engine",
         "edge_runtime.model_store",
+        *SHARED,
         "edge_runtime.daemon",
         "edge_runtime.client",
     },
     "edge_runtime.client": {
         "edge_runtime",
         "edge_runtime.errors",
+        *SHARED,
         "edge_runtime.daemon",
         "edge_runtime.model_store",
         "edge_runtime.v1",

@@ -64,9 +64,9 @@ def command(hosts: tuple[str, ...], listen: str | None, force_renew: bool, as_js
     What is there already stays as it is; so this may be run again, and renews a certificate near its end.
     """
     from edge_runtime.cli.reload import reload_daemon
-    from edge_runtime.daemon.private_files import make_file
     from edge_runtime.model_store.files import exclusive
     from edge_runtime.model_store.paths import home
+    from edge_runtime.private_files import make_file
 
     folder = home()
     lock = folder / "init.lock"
@@ -169,8 +169,8 @@ def _ensure_certificates(
 
 def _listening_hosts(config: Config) -> list[str]:
     """The names and addresses of the settings by which other devices reach this one."""
+    from edge_runtime.addresses import split_address
     from edge_runtime.daemon.certificates import is_loopback
-    from edge_runtime.daemon.config_file import split_address
 
     addresses = [each for each in (config.server.http, config.server.grpc) if each and not is_loopback(each)]
     return [host for host, _ in map(split_address, addresses) if host not in _WILDCARDS]
@@ -178,37 +178,22 @@ def _listening_hosts(config: Config) -> list[str]:
 
 def _own_names() -> Iterator[str]:
     """How other devices may call this one, by its host name or by its addresses of this moment."""
+    from edge_runtime.addresses import interface_addresses
     from edge_runtime.daemon.certificates import normal_host
 
     name = socket.gethostname()
-    for each in [name, f"{name.partition('.')[0]}.local", *_interface_addresses()]:
+    for each in [name, f"{name.partition('.')[0]}.local", *interface_addresses()]:
         try:
             yield normal_host(each)
         except ConfigError:
             continue  # a device may be called what no certificate can hold, such as `my_pi`
 
 
-def _interface_addresses() -> list[str]:
-    import ipaddress
-
-    import psutil
-
-    kinds = (socket.AF_INET, socket.AF_INET6)
-    texts = [each.address for all_ in psutil.net_if_addrs().values() for each in all_ if each.family in kinds]
-    found = [ipaddress.ip_address(text.partition("%")[0]) for text in texts]
-    # Of IPv6 those of the own network: public ones change every day.
-    return [
-        str(each)
-        for each in found
-        if not (each.is_loopback or each.is_link_local) and (each.version == 4 or each.is_private)
-    ]
-
-
 def _ensure_token(folder: Path, report: _Report) -> None:
     from edge_runtime.daemon.auth import Scope, digest_of
-    from edge_runtime.daemon.private_files import write_file
     from edge_runtime.daemon.state import STATE_NAME
     from edge_runtime.daemon.tokens import TokenStore
+    from edge_runtime.private_files import write_file
 
     path = folder / TOKEN_FILE
     tokens = TokenStore(folder / STATE_NAME)
@@ -233,7 +218,7 @@ def _ensure_token(folder: Path, report: _Report) -> None:
 
 def _write_settings(file: Path, config: Config) -> None:
     from edge_runtime.daemon.config_file import render_commented
-    from edge_runtime.daemon.private_files import write_file
+    from edge_runtime.private_files import write_file
 
     write_file(file, render_commented(config).encode(), 0o644)
 
@@ -252,9 +237,9 @@ def _as_json(folder: Path, report: _Report, *, in_force: bool) -> dict[str, obje
 
 
 def _show(folder: Path, config: Config, report: _Report) -> None:
+    from edge_runtime.addresses import split_address
     from edge_runtime.cli.present import table
     from edge_runtime.daemon.certificates import CA_CERTIFICATE, FOLDER, is_exposed
-    from edge_runtime.daemon.config_file import split_address
 
     shown = table("", "", "", header=False)
     for is_new, what, path in report.lines:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import Any
 
 import grpc
 
-from edge_runtime.daemon.error_catalog import error_of
+from edge_runtime.error_catalog import told_error
 from edge_runtime.errors import (
     DeadlineError,
     EdgeRuntimeError,
@@ -18,9 +17,6 @@ from edge_runtime.errors import (
     UnavailableError,
 )
 
-CODE_KEY = "edgert-code"
-RETRY_KEY = "retry-after-ms"
-
 
 def failure(error: Any, address: str) -> EdgeRuntimeError:
     """What a failed call means.
@@ -29,14 +25,10 @@ def failure(error: Any, address: str) -> EdgeRuntimeError:
         error: ``grpc.RpcError`` or ``grpc.aio.AioRpcError``.
         address: of the daemon, for the message.
     """
-    metadata = dict(tuple(error.trailing_metadata() or ()))
     details = error.details() or ""
-    code = metadata.get(CODE_KEY)
-    if code is not None:
-        retry_after = 1.0
-        with suppress(ValueError):
-            retry_after = int(metadata.get(RETRY_KEY, "1000")) / 1000
-        return error_of(code, details, retry_after)
+    told = told_error(tuple(error.trailing_metadata() or ()), details)
+    if told is not None:
+        return told
     return _without_code(error.code(), details, address)
 
 

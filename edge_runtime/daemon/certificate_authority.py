@@ -5,18 +5,14 @@ Needs ``cryptography``; only ``edgert init`` imports this, the daemon does not.
 
 from __future__ import annotations
 
-import ipaddress
-import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.hazmat.primitives import hashes
 
 from edge_runtime.daemon.certificates import (
     CA_CERTIFICATE,
@@ -26,14 +22,22 @@ from edge_runtime.daemon.certificates import (
     SERVER_KEY,
     normal_host,
 )
-from edge_runtime.daemon.private_files import check_key_permissions, write_file
 from edge_runtime.errors import ConfigError
+from edge_runtime.private_authority import (
+    Authority,
+    make_authority,
+    new_key,
+    pem_of_certificate,
+    pem_of_key,
+    read_certificate,
+    read_key,
+    sensible_now,
+    sign_certificate,
+)
+from edge_runtime.private_files import check_key_permissions, write_file
 
-CA_DAYS = 3650
 SERVER_DAYS = 825  # what browsers and phones accept at most of a private authority
 RENEW_DAYS = 30  # before the end
-_BACKDATED = timedelta(days=1)  # clients whose clock is slow
-_SENSIBLE = datetime(2025, 1, 1, tzinfo=UTC)  # a board without a battery starts in 1970
 _ALWAYS = ("localhost", "127.0.0.1", "::1")
 
 
@@ -52,14 +56,6 @@ class ServerCertificate:
     sound: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Authority:
-    """The authority's certificate and key; None where its owner keeps the key elsewhere."""
-
-    certificate: x509.Certificate
-    key: ec.EllipticCurvePrivateKey | None
-
-
 def ensure_authority(home: Path, *, now: datetime | None = None) -> tuple[Authority, bool]:
     """The authority of a home; made where there is none. Second: whether it is new.
 
@@ -70,21 +66,20 @@ def ensure_authority(home: Path, *, now: datetime | None = None) -> tuple[Author
     certificate, key = folder / CA_CERTIFICATE, folder / CA_KEY
     if not certificate.exists():
         # A key without a certificate is what a crash between the two leaves; nothing was signed with it yet.
-        new_key = ec.generate_private_key(ec.SECP256R1())
-        made = _make_authority(new_key, now or _now())
-        write_file(key, _pem_of(new_key), 0o600)
-        write_file(certificate, made.public_bytes(serialization.Encoding.PEM), 0o644)
-        return Authority(made, new_key), True
+        made, made_key = make_authority("edgert authority", now or sensible_now())
+        write_file(key, pem_of_key(made_key), 0o600)
+        write_file(certificate, pem_of_certificate(made), 0o644)
+        return Authority(made, made_key), True
     if key.exists():
         check_key_permissions(key)
-    found = Authority(_read_certificate(certificate), _read_key(key) if key.exists() else None)
+    found = Authority(read_certificate(certificate), read_key(key) if key.exists() else None)
     if found.key is not None and found.certificate.public_key() != found.key.public_key():
         raise ConfigError(
             f"{key} is not the key of {certificate}; put back the right one, or move {folder} away, run "
             "`edgert init` again and copy the new ca.pem to every client"
         )
     end = found.certificate.not_valid_after_utc
-    if end <= (now or _now()):
+    if end <= (now or sensible_now()):
         raise ConfigError(
             f"{certificate} ended on {end:%Y-%m-%d}; move {folder} away, run "
             "`edgert init` again and copy the new ca.pem to every client"
@@ -103,7 +98,7 @@ def read_server(home: Path, authority: Authority) -> ServerCertificate | None:
         return None
     check_key_permissions(key)
     try:
-        found, found_key = _read_certificate(certificate), _read_key(key)
+        found, found_key = read_certificate(certificate), read_key(key)
         names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except (ConfigError, x509.ExtensionNotFound):
         return None
@@ -129,29 +124,21 @@ def issue_server(
             f"a new server certificate is needed, but {home / FOLDER / CA_KEY} is not there to sign it; put "
             "it back for a moment"
         )
-    now = now or _now()
+    now = now or sensible_now()
     names = tuple(dict.fromkeys([*map(normal_host, hosts), *_ALWAYS]))
-    key = ec.generate_private_key(ec.SECP256R1())
-    expires = min(now + timedelta(days=SERVER_DAYS), authority.certificate.not_valid_after_utc)
-    certificate = (
-        _builder(_name(f"edgert {names[0]}"[:64]), authority.certificate.subject, key, now, expires)
-        .add_extension(x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_usage(signature=True), critical=True)
-        .add_extension(
-            x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
-            critical=False,
-        )
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key()), critical=False
-        )
-        .sign(authority.key, hashes.SHA256())
+    key = new_key()
+    certificate = sign_certificate(
+        authority.certificate,
+        authority.key,
+        key.public_key(),
+        subject=f"edgert {names[0]}"[:64],
+        hosts=names,
+        now=now,
+        expires=now + timedelta(days=SERVER_DAYS),
     )
     # A crash between the two leaves a key of another certificate; `edgert init` sees that and issues anew.
-    write_file(home / FOLDER / SERVER_KEY, _pem_of(key), 0o600)
-    write_file(
-        home / FOLDER / SERVER_CERTIFICATE, certificate.public_bytes(serialization.Encoding.PEM), 0o644
-    )
+    write_file(home / FOLDER / SERVER_KEY, pem_of_key(key), 0o600)
+    write_file(home / FOLDER / SERVER_CERTIFICATE, pem_of_certificate(certificate), 0o644)
     return ServerCertificate(names, certificate.not_valid_after_utc, sound=True)
 
 
@@ -163,7 +150,7 @@ def renewal_reason(
         return "there was none"
     if not found.sound:
         return "the one there was is not of this authority, or its key was another one's"
-    if found.expires - (now or _now()) < timedelta(days=RENEW_DAYS):
+    if found.expires - (now or sensible_now()) < timedelta(days=RENEW_DAYS):
         return f"the one there was ends on {found.expires:%Y-%m-%d}"
     lacking = [host for host in map(normal_host, hosts) if host not in found.hosts]
     return f"the one there was lacks {', '.join(lacking)}" if lacking else ""
@@ -172,87 +159,3 @@ def renewal_reason(
 def fingerprint(authority: Authority) -> str:
     """SHA-256 of the authority's certificate, to compare on another device."""
     return authority.certificate.fingerprint(hashes.SHA256()).hex(":")
-
-
-def _make_authority(key: ec.EllipticCurvePrivateKey, now: datetime) -> x509.Certificate:
-    # The number tells authorities of the same device apart in a phone's list of them.
-    name = _name(f"edgert authority of {socket.gethostname()[:32]} {x509.random_serial_number() % 16**6:06x}")
-    return (
-        _builder(name, name, key, now, now + timedelta(days=CA_DAYS))
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_usage(signs_certificates=True), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-
-
-def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, now: datetime, expires: datetime
-) -> x509.CertificateBuilder:
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _BACKDATED)
-        .not_valid_after(expires)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-    )
-
-
-def _usage(*, signature: bool = False, signs_certificates: bool = False) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=signature,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=signs_certificates,
-        crl_sign=signs_certificates,
-        encipher_only=False,
-        decipher_only=False,
-    )
-
-
-def _name(common_name: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
-
-
-def _general_name(host: str) -> x509.GeneralName:
-    try:
-        return x509.IPAddress(ipaddress.ip_address(host))
-    except ValueError:
-        return x509.DNSName(host)
-
-
-def _pem_of(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-
-
-def _read_certificate(path: Path) -> x509.Certificate:
-    try:
-        return x509.load_pem_x509_certificate(path.read_bytes())
-    except ValueError as error:
-        raise ConfigError(f"{path} is no certificate in PEM; put back a copy or move it away") from error
-
-
-def _read_key(path: Path) -> ec.EllipticCurvePrivateKey:
-    try:
-        key = serialization.load_pem_private_key(path.read_bytes(), None)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"{path} is no private key in PEM; put back a copy or move it away") from error
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise ConfigError(f"{path} is no elliptic-curve key; put back a copy or move it away")
-    return key
-
-
-def _now() -> datetime:
-    now = datetime.now(UTC).replace(microsecond=0)
-    if now < _SENSIBLE:
-        raise ConfigError(
-            f"this device's clock says {now:%Y-%m-%d}, which would make invalid certificates; set it first "
-            "(timedatectl set-ntp true, or date -s)"
-        )
-    return now

@@ -12,11 +12,11 @@ import ssl
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from edge_runtime.addresses import split_address
 from edge_runtime.daemon.config import Config
-from edge_runtime.daemon.config_file import split_address
-from edge_runtime.daemon.private_files import check_key_permissions
 from edge_runtime.errors import ConfigError
 from edge_runtime.model_store.paths import home
+from edge_runtime.private_files import check_key_permissions
 
 if TYPE_CHECKING:
     import grpc

@@ -7,13 +7,13 @@ repair it once.
 from __future__ import annotations
 
 import difflib
-import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from edge_runtime.addresses import split_address
 from edge_runtime.daemon.config import Config
 from edge_runtime.errors import ConfigError
 from edge_runtime.model_store.paths import home
@@ -24,7 +24,6 @@ DEFAULT = "default"
 PREFIX = "EDGERT_"
 _ALIASES = {"EDGERT_MODEL": "model.default", "EDGERT_THREADS": "model.threads"}
 _LARGEST_FILE = 1 << 20  # bytes; a settings file has two thousand
-_ADDRESS = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%a-z]+\]|[^\[\]:\s/]+):(?P<port>[0-9]{1,5})")
 _TRUTHS = {
     "true": True,
     "1": True,
@@ -213,18 +212,6 @@ def default_file(environment: Mapping[str, str]) -> Path | None:
                 f"{file}: {error.strerror}; make it readable for this user, or name another with --config"
             ) from error
     return None
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """Host (without brackets) and port of ``HOST:PORT``.
-
-    Raises:
-        ValueError: it is not one.
-    """
-    found = _ADDRESS.fullmatch(address)
-    if found is None or int(found["port"]) > 65535:
-        raise ValueError("needed is HOST:PORT, such as 127.0.0.1:8420 or [::1]:8420")
-    return found["host"].strip("[]"), int(found["port"])
 
 
 def toml_value(value: Any) -> str:

@@ -10,12 +10,13 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from edge_runtime.daemon.auth import Gate
-from edge_runtime.daemon.grpc_boundary import PACKAGE, STALL_SECONDS, Boundary
+from edge_runtime.daemon.grpc_boundary import Boundary
 from edge_runtime.daemon.grpc_daemon import DaemonServicer
 from edge_runtime.daemon.grpc_health import HealthServicer
 from edge_runtime.daemon.grpc_inference import InferenceServicer
 from edge_runtime.daemon.grpc_models import ModelsServicer
 from edge_runtime.errors import ConfigError
+from edge_runtime.grpc_guard import PACKAGE, STALL_SECONDS
 from edge_runtime.v1 import daemon_pb2_grpc, inference_pb2_grpc, models_pb2_grpc
 
 if TYPE_CHECKING:

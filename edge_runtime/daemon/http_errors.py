@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from edge_runtime.daemon.error_catalog import INTERNAL, answer_to
+from edge_runtime.error_catalog import INTERNAL, answer_to
 from edge_runtime.errors import OverloadedError, RequestError, UnauthenticatedError, UnavailableError
 
 _STOPPING_RETRY_SECONDS = 5  # a service manager starts the daemon anew within a few seconds

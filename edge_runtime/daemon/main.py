@@ -14,12 +14,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from edge_runtime import __version__
+from edge_runtime.addresses import join_address, split_address
 from edge_runtime.daemon import logs, runtime_file
 from edge_runtime.daemon.allocator import give_memory_back
 from edge_runtime.daemon.auth import Gate
 from edge_runtime.daemon.certificates import ServerTLS, check_exposure, tls_files, token_required
 from edge_runtime.daemon.config import Config
-from edge_runtime.daemon.config_file import split_address
 from edge_runtime.daemon.notify import Notifier
 from edge_runtime.daemon.runtime_file import RunningDaemon, RuntimeFile
 from edge_runtime.daemon.service import Service
@@ -164,7 +164,7 @@ class _Daemon:
         server = HttpServer(build_app(self._service, self._gate))
         bound = await server.start(host, port, self._tls.context if self._tls else None)
         try:
-            yield _address(host, bound)
+            yield join_address(host, bound)
         finally:
             await server.stop(_SERVER_SECONDS)
 
@@ -184,7 +184,7 @@ class _Daemon:
         await server.start()
         self._announce_stop = server.announce_stop
         try:
-            yield _address(split_address(address)[0], server.port)
+            yield join_address(split_address(address)[0], server.port)
         finally:
             await server.stop(_SERVER_SECONDS)
 
@@ -209,7 +209,3 @@ class _Daemon:
             await asyncio.to_thread(self._gate.flush)
         except ConfigError as error:
             _log.error("the state is not written: %s", error)
-
-
-def _address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -72,10 +72,13 @@ def write_file(path: Path, content: bytes, mode: int) -> None:
         raise
 
 
-def check_key_permissions(path: Path) -> None:
+def check_key_permissions(path: Path, origin: str = "`edgert init` makes certificates and keys") -> None:
     """Refuse a secret that others on this device can read.
 
     A key that the system's administrator owns may be readable to a group: so keys are lent to services.
+
+    Args:
+        origin: where such files come from, for a message that one is missing.
 
     Raises:
         ConfigError: it can be read or written by others, or it is not there.
@@ -83,10 +86,10 @@ def check_key_permissions(path: Path) -> None:
     try:
         found = path.stat()
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}; `edgert init` makes certificates and keys") from error
+        raise ConfigError(f"{path}: {error.strerror}; {origin}") from error
     lent = found.st_uid == 0 and os.geteuid() != 0
     if not stat.S_ISREG(found.st_mode):
-        raise ConfigError(f"{path} is no file; `edgert init` makes certificates and keys")
+        raise ConfigError(f"{path} is no file; {origin}")
     if found.st_mode & (0o037 if lent else 0o077):
         raise ConfigError(
             f"{path} holds a private key and has the mode {stat.S_IMODE(found.st_mode):04o}, so that others "

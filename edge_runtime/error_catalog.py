@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any, NamedTuple
 
 from edge_runtime import errors
+
+CODE_KEY = "edgert-code"  # in a failed gRPC call's trailing metadata
+RETRY_KEY = "retry-after-ms"
 
 
 class Answer(NamedTuple):
@@ -58,3 +63,20 @@ def error_of(code: str, message: str, retry_after: float = 1.0) -> errors.EdgeRu
         if kind.code == code:
             return kind(message, retry_after) if kind is errors.OverloadedError else kind(message)
     return errors.EdgeRuntimeError(message)
+
+
+def told_error(metadata: Iterable[tuple[str, Any]], details: str) -> errors.EdgeRuntimeError | None:
+    """The error that one of our servers told in a failed gRPC call; None if gRPC itself failed.
+
+    Args:
+        metadata: the call's trailing metadata.
+        details: its message.
+    """
+    found = dict(metadata)
+    code = found.get(CODE_KEY)
+    if code is None:
+        return None
+    retry_after = 1.0
+    with suppress(ValueError):
+        retry_after = int(found.get(RETRY_KEY, "1000")) / 1000
+    return error_of(code, details, retry_after)

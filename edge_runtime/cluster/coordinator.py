@@ -1,0 +1,222 @@
+"""The coordinator: runs a model of which other devices compute neuron groups.
+
+Attention, KV cache and embeddings are here. Layer by layer the FFN's input is sent out, the own share is
+computed meanwhile, and the others' contributions are added to the residual stream as they arrive. At sync
+boundaries everything outstanding is waited for. What does not come is asked for again and, where a request
+must be exact, computed here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_runtime.cluster.contributions import Contributions
+from edge_runtime.cluster.exchange import Link
+from edge_runtime.cluster.fills import Fills
+from edge_runtime.cluster.outstanding import Outstanding
+from edge_runtime.cluster.pending import Pending
+from edge_runtime.cluster.plan_shares import PlanShares
+from edge_runtime.cluster.prefill import Prefill
+from edge_runtime.cluster.step_times import StepTimes
+from edge_runtime.cluster.worker_health import WorkerHealth
+from edge_runtime.engine.activations import encode, kernel_form
+from edge_runtime.engine.batch import Batch, Result
+from edge_runtime.engine.layer_steps import LayerSteps
+from edge_runtime.engine.model import Model
+from edge_runtime.engine.shares import ShareComputer
+from scheduler.deadlines import Tails
+from scheduler.patience import Meter, Response
+
+Floats = NDArray[np.float32]
+
+# More rows than this make a batch a part of a prompt, which travels over streams or stays here.
+MAX_DATAGRAM_ROWS = 8
+# Every so many tokens one contribution of each worker is computed here too and compared.
+_CHECK_EVERY = 16
+
+
+class Coordinator:
+    """Stands in for `Model.forward`, under one plan. Used from the engine's thread.
+
+    Args:
+        computer: computes the shares, with the model's own thread pool.
+        shares: of the plan.
+        link: to the plan's workers, numbered as in the plan.
+        tails: of the exchanges with them.
+        prefill: computes prompts; None computes them like single tokens.
+        response: the model's calibration; None runs everything exactly.
+        quality: that the plan was made for.
+        fills: what stands for contributions until they come; None for nothing.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        computer: ShareComputer,
+        shares: PlanShares,
+        link: Link,
+        tails: Tails,
+        *,
+        prefill: Prefill | None = None,
+        response: Response | None = None,
+        quality: float = 1.0,
+        fills: Fills | None = None,
+    ) -> None:
+        self._model = model
+        self._steps = LayerSteps(model)
+        self._computer = computer
+        self._shares = shares
+        self._link = link
+        self._tails = tails
+        self._prefill = prefill
+        self._response = response
+        self._plan_quality = quality
+        self._fills = fills
+        self._syncs_of: dict[float, frozenset[int]] = {}
+        self._forms = [kernel_form(gate) for gate, _, _ in computer.shape.types]
+        n_workers = len(shares.plan.groups[0]) - 1
+        self.health = [WorkerHealth() for _ in range(n_workers + 1)]  # by node; that of node 0 is not used
+        self.times = StepTimes(computer.shape.n_layers)
+        self._outstanding = Outstanding(link, tails, self.health, self.times)
+
+    @property
+    def plan_shares(self) -> PlanShares:
+        """Of the plan in force."""
+        return self._shares
+
+    # --- one forward pass ---------------------------------------------------------------------
+
+    def forward(self, batch: Batch, requests: Sequence[Contributions] = ()) -> Result:
+        """Run a batch; `requests` are those that its rows belong to.
+
+        Raises:
+            RequestError, ContextOverflowError: as `Model.forward`.
+        """
+        if batch.layers or batch.groups or batch.fill or batch.add or batch.capture or batch.tokens is None:
+            return self._model.forward(batch)  # measurements; from the mapped file
+        exact, syncs = self._patience(requests)
+        self._look_after_workers()
+        started = time.perf_counter()
+        x = self._steps.begin(batch)
+        n_rows = len(x)
+        if n_rows > MAX_DATAGRAM_ROWS and self._prefill is not None:
+            failed = self._prefill.run(self._steps, self._shares, x, self._asked_workers())
+            for worker in failed:
+                self.health[worker].fail(time.perf_counter())
+        else:
+            self._outstanding.begin(self._shares, requests, exact=exact)
+            self._layers(x, exact, syncs)
+            self.times.end_token(time.perf_counter() - started)
+        logits = self._steps.logits(x)
+        for request in requests:
+            request.end_token()
+        return Result(logits, {})
+
+    def _layers(self, x: Floats, exact: bool, syncs: frozenset[int]) -> None:
+        shares, outstanding, clock = self._shares, self._outstanding, time.perf_counter
+        n_layers = len(shares.own)
+        asked = self._asked_workers()
+        checked = self._checked(asked)
+        for layer in range(n_layers):
+            started = clock()
+            residual, ffn_input = self._steps.attention(layer, x)
+            np.copyto(x, residual)
+            workers = shares.workers[layer]
+            self._ask(layer, [w for w in workers if w in asked], x, ffn_input, exact, checked)
+            own = shares.own[layer]
+            if own is not None:
+                x += self._computer.compute(own, ffn_input)
+            for worker in workers:
+                if worker not in asked:
+                    x += shares.compute(layer, worker, ffn_input)
+                    self._outstanding.count_recomputed(1.0)
+            computed = clock()
+            outstanding.collect(layer + 1)
+            if layer + 1 in syncs:
+                outstanding.wait(layer + 1, final=layer + 1 == n_layers)
+                asked &= self._asked_workers()
+            self.times.layer(layer, computed - started, clock() - computed)
+        outstanding.give_up()
+        for worker in checked & asked:
+            self.health[worker].verified = True
+
+    def _ask(
+        self, layer: int, workers: list[int], x: Floats, inputs: Floats, exact: bool, checked: set[int]
+    ) -> None:
+        if not workers:
+            return
+        content, kept, target = encode(self._forms[layer], inputs), inputs.copy(), x.reshape(-1)
+        spot = self._outstanding.step % (_CHECK_EVERY * len(self._shares.own)) == layer * _CHECK_EVERY
+        now = time.perf_counter()
+        for worker in workers:
+            fill = None
+            if self._fills is not None and not exact:
+                fill = self._fills.of(self._shares.plan, layer, worker, len(x))
+            pending = Pending(
+                layer,
+                worker,
+                target,
+                kept,
+                now,
+                now + self._tails.resend_after(worker),
+                self._shares.share_of(layer, worker),
+                fill,
+                checked=worker in checked or spot,
+            )
+            self._outstanding.ask(pending, content)
+
+    def _checked(self, asked: set[int]) -> set[int]:
+        """Workers whose contributions to this token are all compared: those that just came or came back."""
+        return {worker for worker in asked if not self.health[worker].verified}
+
+    # --- patience -----------------------------------------------------------------------------
+
+    def _patience(self, requests: Sequence[Contributions]) -> tuple[bool, frozenset[int]]:
+        """Whether a token must be exact, and at which boundaries it waits."""
+        everywhere = frozenset(range(1, len(self._shares.own) + 1))
+        if not requests or self._response is None or any(request.exact for request in requests):
+            return True, everywhere
+        quality = max(request.quality for request in requests)
+        shares = self._shares
+        remote = [
+            sum(shares.share_of(layer, worker) for worker in workers)
+            for layer, workers in enumerate(shares.workers)
+        ]
+        syncs = self._syncs_of.get(quality)
+        if syncs is None and quality <= self._plan_quality < 1:
+            syncs = self._syncs_of[quality] = frozenset(shares.plan.syncs)
+        if syncs is None:
+            syncs = frozenset(self._response.syncs_for(max(remote), 0.0, quality))
+            if len(self._syncs_of) > 16:
+                self._syncs_of.clear()
+            self._syncs_of[quality] = syncs
+        for request in requests:
+            if request.meter is None:
+                request.meter = Meter(self._response, request.quality, tuple(sorted(syncs)), remote)
+        return False, syncs
+
+    # --- workers and plans --------------------------------------------------------------------
+
+    def _asked_workers(self) -> set[int]:
+        now = time.perf_counter()
+        nodes = range(1, len(self.health))
+        return {node for node in nodes if self.health[node].is_asked(now, self._link.last_seen(node))}
+
+    def _look_after_workers(self) -> None:
+        """Look for signs of life of those that are left alone."""
+        now = time.perf_counter()
+        for worker in range(1, len(self.health)):
+            if self.health[worker].wants_ping(now):
+                self._link.ping(worker)
+        if any(health.is_paused for health in self.health):
+            while self._link.receive(0.0) is not None:
+                pass
+
+    def close(self, after: Coordinator | None = None) -> None:
+        """Free what is its own and what the one after it does not use; model and link stay. Safe to call twice."""
+        self._shares.close(after._shares if after is not None else None)
+        self._steps.close()

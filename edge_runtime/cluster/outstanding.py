@@ -1,0 +1,252 @@
+"""What workers owe to the token in progress: asked for, folded in, asked for again, or computed here."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_runtime.cluster.contributions import Contributions
+from edge_runtime.cluster.exchange import Answer, Link, RefusalReason
+from edge_runtime.cluster.pending import Pending
+from edge_runtime.cluster.plan_shares import PlanShares
+from edge_runtime.cluster.step_times import StepTimes
+from edge_runtime.cluster.worker_health import WorkerHealth
+from scheduler.deadlines import Tails
+
+Floats = NDArray[np.float32]
+
+_log = logging.getLogger("edgert.cluster")
+
+# Longest wait for a worker, whatever was measured: what a person notices.
+LONGEST_WAIT = 0.25
+# Values beyond this are no activations of any model.
+_LARGEST_VALUE = 1e6
+# A contribution is held against one computed here, which sums in the same order; answers of relaxed requests
+# travel with 8 bits.
+_TOLERANCE = {True: 1e-3, False: 3e-2}
+_BAD_DATAGRAMS = 3  # sealed ones that cannot be right, after which a worker is expelled
+
+
+class Outstanding:
+    """The contributions that one token waits for. Begin each token with `begin`."""
+
+    def __init__(
+        self,
+        link: Link,
+        tails: Tails,
+        health: Sequence[WorkerHealth],
+        times: StepTimes,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._link = link
+        self._tails = tails
+        self._health = health
+        self._times = times
+        self._clock = clock
+        self._pending: dict[tuple[int, int], Pending] = {}
+        self._blocking = False
+        self.step = 0
+
+    def begin(self, shares: PlanShares, requests: Sequence[Contributions], *, exact: bool) -> None:
+        """A new token: what is still on its way belongs to the past."""
+        self.step = self.step % 0xFFFFFFFF + 1
+        self._link.begin_step(self.step)
+        self._pending.clear()
+        self._shares = shares
+        self._requests = requests
+        self._exact = exact
+
+    # --- asking -------------------------------------------------------------------------------
+
+    def ask(self, pending: Pending, content: bytes) -> None:
+        """Ask a worker for a contribution; `content` are its inputs as they travel."""
+        self._pending[pending.layer, pending.worker] = pending
+        plan = self._shares.plan
+        self._link.send(
+            pending.worker,
+            self.step,
+            pending.layer,
+            len(pending.inputs),
+            content,
+            plan=plan.number,
+            copies=plan.copies[pending.worker - 1],
+            exact=self._exact,
+            n_values=pending.target.size,
+        )
+
+    def _ask_again(self, pending: Pending, now: float) -> None:
+        pending.attempts += 1
+        pending.resend = now + self._tails.resend_after(pending.worker, pending.attempts)
+        self._link.repeat(pending.worker, self.step, pending.layer, pending.missing)
+        self._times.repeats += 1
+
+    # --- what arrives -------------------------------------------------------------------------
+
+    def collect(self, boundary: int) -> None:
+        """Take in what is there, and ask again for what should be."""
+        while self._pending:
+            answer = self._link.receive(0.0)
+            if answer is None:
+                break
+            self._fold(answer, boundary)
+        if self._pending:
+            now = self._clock()
+            for pending in self._pending.values():
+                if now >= pending.resend:
+                    self._ask_again(pending, now)
+
+    def _fold(self, answer: Answer, boundary: int) -> None:
+        pending = self._pending.get((answer.layer, answer.worker))
+        if pending is None or answer.step != self.step:
+            return
+        if np.abs(answer.values).max(initial=0) > _LARGEST_VALUE:
+            self._expel(answer.worker, f"values beyond {_LARGEST_VALUE:g} for layer {answer.layer}")
+            return
+        if not pending.fold(answer.first, answer.values, answer.fragment, answer.n_fragments):
+            return
+        part = len(answer.values) / pending.target.size
+        for request in self._requests:
+            request.came(answer.layer, part, pending.share, boundary - answer.layer - 1)
+        if pending.complete:
+            del self._pending[answer.layer, answer.worker]
+            took = self._clock() - pending.asked
+            self._times.transfer(answer.layer, took - answer.compute_seconds)
+            # An answer that lay here while this device computed tells nothing about the network.
+            if not pending.attempts and self._blocking:
+                self._tails.observe(answer.worker, took)
+            if pending.checked:
+                self._check(pending)
+
+    def _heed_refusals(self) -> None:
+        """Compute here what workers say they will not answer."""
+        for refusal in self._link.take_refusals():
+            pending = self._pending.get((refusal.layer, refusal.worker))
+            # One without a layer is not authentic; a busy worker is asked again when the time comes.
+            if pending is None or refusal.step != self.step or refusal.reason is RefusalReason.BUSY:
+                continue
+            if refusal.reason is RefusalReason.FORGOTTEN:
+                self._recompute(pending)
+            else:
+                _log.warning("worker %d refuses: %s", refusal.worker, refusal.reason.name.lower())
+                self.fail(refusal.worker)
+
+    def _check(self, pending: Pending) -> None:
+        """Hold a contribution against one computed here, before it reaches the residual stream."""
+        own = self._shares.compute(pending.layer, pending.worker, pending.inputs).reshape(-1)
+        assert pending.apart is not None
+        difference = float(np.abs(pending.apart - own).max(initial=0))
+        if difference <= _TOLERANCE[self._exact] * max(float(np.abs(own).max(initial=0)), 1e-6):
+            pending.settle()
+            return
+        pending.complete_with(own)
+        self._expel(
+            pending.worker,
+            f"its contribution of layer {pending.layer} differs by {difference:.3g} from the right one",
+        )
+
+    # --- waiting ------------------------------------------------------------------------------
+
+    def wait(self, boundary: int, *, final: bool) -> None:
+        """Wait for what is outstanding: for all of it if the token is exact, else up to the deadlines.
+
+        Args:
+            final: no later boundary follows in this token.
+        """
+        self._blocking = True
+        try:
+            while self._pending:
+                wake = self._act_on_time(final=final)
+                if wake is None:
+                    return
+                answer = self._link.receive(max(wake - self._clock(), 0.0))
+                if answer is not None:
+                    self._fold(answer, boundary)
+                else:
+                    self._heed_refusals()
+        finally:
+            self._blocking = False
+
+    def _act_on_time(self, *, final: bool) -> float | None:
+        """Ask again or compute here what is due; when to do so next, None if nothing is waited for."""
+        now = self._clock()
+        wake: float | None = None
+        for pending in list(self._pending.values()):
+            if (pending.layer, pending.worker) not in self._pending:
+                continue  # its worker failed meanwhile
+            limit = pending.asked + self._limit(pending)
+            if now >= limit or self._health[pending.worker].expelled:
+                self._overdue(pending)
+                continue
+            if now >= pending.resend:
+                self._ask_again(pending, now)
+            due = min(limit, pending.resend)
+            if not self._exact and not (final and not self._may_lose()):
+                deadline = pending.asked + self._tails.deadline(pending.worker)
+                if now >= deadline:
+                    continue
+                due = min(due, deadline)
+            wake = due if wake is None else min(wake, due)
+        return wake
+
+    def _limit(self, pending: Pending) -> float:
+        """Seconds after which a contribution is computed here: sooner where that is cheap."""
+        if self._shares.is_resident(pending.layer, pending.worker):
+            return min(self._tails.hard_limit(pending.worker), LONGEST_WAIT)
+        return LONGEST_WAIT
+
+    def _may_lose(self) -> bool:
+        """Whether every request has room in its bound for a loss."""
+        return all(
+            request.meter is not None and request.meter.mean < 0.5 * request.meter.bound
+            for request in self._requests
+        )
+
+    def _overdue(self, pending: Pending) -> None:
+        """Compute here what a worker owes: this alone if it lives, everything if it gave no sign of it."""
+        worker = pending.worker
+        if self._link.statistics(worker).bad >= _BAD_DATAGRAMS:
+            self._expel(worker, "sealed answers that cannot be right: not finite, or of a wrong shape")
+        elif self._link.last_seen(worker) > pending.asked and not self._health[worker].expelled:
+            self._recompute(pending)
+        else:
+            self.fail(worker)
+
+    # --- workers that do not answer -----------------------------------------------------------
+
+    def fail(self, worker: int) -> None:
+        """Do without a worker for a while; what it owes is computed here."""
+        self._health[worker].fail(self._clock())
+        _log.warning("worker %d does not answer; its groups are computed here", worker)
+        self._recompute_all(worker)
+
+    def _expel(self, worker: int, reason: str) -> None:
+        self._health[worker].expel(reason)
+        _log.error("worker %d is not asked any more: %s", worker, reason)
+        self._recompute_all(worker)
+
+    def _recompute_all(self, worker: int) -> None:
+        for layer, of in list(self._pending):
+            if of == worker:
+                self._recompute(self._pending[layer, of])
+
+    def _recompute(self, pending: Pending) -> None:
+        self._pending.pop((pending.layer, pending.worker), None)
+        self.count_recomputed(pending.part_missing)
+        pending.complete_with(self._shares.compute(pending.layer, pending.worker, pending.inputs))
+
+    def count_recomputed(self, part: float) -> None:
+        """So much of a contribution was computed here in a worker's place."""
+        for request in self._requests:
+            request.recomputed += part
+
+    def give_up(self) -> None:
+        """At the end of the token: what is still outstanding is lost."""
+        for pending in self._pending.values():
+            pending.settle()
+            for request in self._requests:
+                request.went_missing(pending.layer, pending.part_missing, pending.share)
+        self._pending.clear()

@@ -1,0 +1,285 @@
+"""A loaded model spread over the cluster: which members take part, what they hold, when that changes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from edge_runtime.cluster.calibration_file import Calibration, find_calibration
+from edge_runtime.cluster.contributions import Contributions
+from edge_runtime.cluster.coordinator import Coordinator
+from edge_runtime.cluster.fills import Fills
+from edge_runtime.cluster.manifest import Manifest, load_manifest
+from edge_runtime.cluster.node import ClusterNode
+from edge_runtime.cluster.participants import Participant, Participants, gather
+from edge_runtime.cluster.plan_shares import PlanShares
+from edge_runtime.cluster.prefill import Prefill
+from edge_runtime.cluster.profiling import model_profile
+from edge_runtime.cluster.settings import Mode
+from edge_runtime.cluster.shard_cache import default_folder
+from edge_runtime.engine.batch import Batch, Result
+from edge_runtime.engine.decoding import Decoding
+from edge_runtime.engine.engine import Engine
+from edge_runtime.engine.group_slices import GroupSlices
+from edge_runtime.engine.share_speed import measure_share
+from edge_runtime.engine.shares import ShareComputer
+from edge_runtime.errors import EdgeRuntimeError, OutOfMemoryError, RequestError
+from edge_runtime.v1 import cluster_pb2 as wire
+from scheduler.deadlines import Tails
+from scheduler.errors import SchedulingError
+from scheduler.plan import Plan, make_plan
+from scheduler.profiles import DeviceProfile
+
+_log = logging.getLogger("edgert.cluster")
+
+Value = TypeVar("Value")
+
+_OWN_SHARE_SECONDS = 12e-6  # of starting to compute a share; measured
+_SPARE_MEMORY = 0.85  # part of the free memory that weights may take where no limit is set
+
+
+class BetweenTokens(Protocol):
+    """Runs something on the engine's thread, between two tokens."""
+
+    def __call__(self, function: Callable[[], Value], /) -> Awaitable[Value]: ...
+
+
+class PartitionedModel:
+    """One engine, loaded without its FFNs, and the members that compute these with it.
+
+    Make and use it on the daemon's event loop: `start`, `replan` when members come and go, `close`.
+
+    Args:
+        engine: loaded with ``ffn=False``.
+        between_tokens: used from the first plan on; until then nothing else runs the engine.
+    """
+
+    def __init__(self, engine: Engine, node: ClusterNode, between_tokens: BetweenTokens) -> None:
+        self._engine = engine
+        self._node = node
+        self._between_tokens = between_tokens
+        self._changing = asyncio.Lock()
+        self._number = 0
+        self._participants: Participants | None = None
+        self.coordinator: Coordinator | None = None
+        self.calibration: Calibration | None = None
+
+    async def start(self) -> None:
+        """Make the first plan and carry it out.
+
+        Raises:
+            OutOfMemoryError: the devices together do not hold the model.
+            EdgeRuntimeError: it cannot be spread.
+        """
+        engine = self._engine
+        self.calibration = await asyncio.to_thread(find_calibration, engine.gguf)
+        size = self.calibration.group_size if self.calibration is not None else None
+        self._slices = GroupSlices(engine.gguf, engine.hyperparameters, size)
+        self._manifest = await asyncio.to_thread(
+            load_manifest, self._slices, engine.gguf.path, default_folder()
+        )
+        self._node.source.add_model(self._manifest, self._slices)
+        backend = engine.model.backend
+        self._computer = ShareComputer(self._slices.shape, backend)
+        self._speed = await asyncio.to_thread(measure_share, self._slices.shape, backend)
+        await self.replan()
+
+    # --- plans --------------------------------------------------------------------------------
+
+    async def replan(self) -> None:
+        """See who takes part, plan, have the members prepare, and switch between two tokens."""
+        async with self._changing:
+            before = self._participants
+            peers = [peer for peer in self._node.peers if peer.description is not None]
+            shape = self._slices.shape
+            participants = await gather(self._node, peers, self._manifest.model, shape)
+            try:
+                plan = await self._prepared_plan(participants)
+                shares = await asyncio.to_thread(self._shares, plan)
+                coordinator = self._coordinator(shares, participants)
+            except BaseException:
+                await participants.close()
+                raise
+            await self._install(coordinator)
+            self._participants = participants
+            if before is not None:
+                await before.close()
+            _log.info("plan %d: %s", plan.number, plan.reason)
+
+    async def _prepared_plan(self, participants: Participants) -> Plan:
+        """A plan whose workers hold what it asks of them; those that cannot are left out."""
+        unfit: set[str] = set()
+        while True:
+            self._number += 1
+            plan = await asyncio.to_thread(self.make_plan, participants.members, unfit=unfit)
+            working = [member for member in participants.members if member.node in plan.nodes_used]
+            outcomes = await asyncio.gather(
+                *(self._prepare(plan, member, working) for member in working), return_exceptions=True
+            )
+            failed = {
+                member.name: outcome
+                for member, outcome in zip(working, outcomes, strict=True)
+                if isinstance(outcome, BaseException)
+            }
+            if not failed:
+                return plan
+            for name, error in failed.items():
+                if not isinstance(error, EdgeRuntimeError):
+                    raise error
+                _log.warning("%s cannot take its part: %s", name, error)
+            unfit |= failed.keys()
+
+    def make_plan(
+        self, members: Sequence[Participant], *, mode: Mode | None = None, unfit: set[str] | None = None
+    ) -> Plan:
+        """The plan for these members as they were measured; those that are unfit get nothing.
+
+        Raises:
+            OutOfMemoryError: the devices together do not hold the model.
+        """
+        settings, calibration = self._node.settings, self.calibration
+        mode = mode or settings.mode
+        response = calibration.response if calibration is not None else None
+        workers = [member.planned() for member in members]
+        workers = [
+            replace(worker, device=replace(worker.device, memory_bytes=0))
+            if member.name in (unfit or ())
+            else worker
+            for member, worker in zip(members, workers, strict=True)
+        ]
+        try:
+            return make_plan(
+                model_profile(self._slices.shape, self._engine.gguf, exact=mode == "exact"),
+                self.own_profile(),
+                workers,
+                self._importance(),
+                mode=mode,
+                response=response,
+                quality=settings.quality,
+                number=self._number,
+            )
+        except SchedulingError as error:
+            raise OutOfMemoryError(str(error)) from error
+
+    def own_profile(self) -> DeviceProfile:
+        """This device, for the scheduler."""
+        limit = self._node.settings.memory_bytes
+        if not limit:
+            held = self.coordinator.plan_shares.nbytes if self.coordinator is not None else 0
+            free = int(psutil.virtual_memory().available * _SPARE_MEMORY)
+            limit = free + held + self._engine.model.weights.repacked_bytes
+        name = self._node.identity.name
+        return DeviceProfile(name, self._speed, limit, overhead_seconds=_OWN_SHARE_SECONDS)
+
+    def _importance(self) -> NDArray[np.floating]:
+        shape = self._slices.shape
+        if self.calibration is None:
+            return np.ones((shape.n_layers, shape.n_groups))
+        return self.calibration.importance
+
+    async def _prepare(self, plan: Plan, member: Participant, working: Sequence[Participant]) -> None:
+        neighbours = [other.peer.member.address for other in working if other is not member]
+        request = wire.PrepareRequest(
+            manifest=self._manifest.content,
+            layers=[wire.LayerGroups(groups=nodes[member.node]) for nodes in plan.groups],
+            head_slices=plan.head_slices[member.node],
+            sources=neighbours,
+            plan=plan.number,
+        )
+        async for progress in member.client.prepare(request):
+            if progress.ready:
+                return
+
+    # --- carrying a plan out ------------------------------------------------------------------
+
+    def _shares(self, plan: Plan) -> PlanShares:
+        before = self.coordinator.plan_shares if self.coordinator is not None else None
+        return PlanShares(plan, self._computer, self._slices, self._engine.gguf, before)
+
+    def _coordinator(self, shares: PlanShares, participants: Participants) -> Coordinator:
+        calibration = self.calibration
+        fills = None
+        if calibration is not None and calibration.fill == "mean":
+            fills = Fills(calibration.means)
+        return Coordinator(
+            self._engine.model,
+            self._computer,
+            shares,
+            participants.link,
+            Tails([member.link.round_trip_seconds if member.link else None for member in participants.members]),
+            prefill=Prefill(self._computer, participants.bulk) if participants.members else None,
+            response=calibration.response if calibration is not None else None,
+            quality=self._node.settings.quality,
+            fills=fills,
+        )
+
+    async def _install(self, coordinator: Coordinator) -> None:
+        before = self.coordinator
+
+        def switch() -> None:
+            self._engine.forward_pass = self._forward(coordinator)
+            if before is not None:
+                before.close(after=coordinator)
+
+        self.coordinator = coordinator
+        if before is None:
+            switch()
+        else:
+            await self._between_tokens(switch)
+
+    @staticmethod
+    def _forward(coordinator: Coordinator) -> Callable[[Batch, Sequence[Decoding]], Result]:
+        def forward(batch: Batch, decodings: Sequence[Decoding]) -> Result:
+            requests = []
+            for decoding in decodings:
+                if not isinstance(decoding.forwarding, Contributions):
+                    decoding.forwarding = Contributions()
+                requests.append(decoding.forwarding)
+            return coordinator.forward(batch, requests)
+
+        return forward
+
+    # --- for requests and people --------------------------------------------------------------
+
+    def contributions(self, mode: str | None, quality: float | None) -> Contributions:
+        """What a request's decoding carries.
+
+        Raises:
+            RequestError: a relaxed request of a model that was never calibrated, or a quality out of range.
+        """
+        settings = self._node.settings
+        if (mode or settings.mode) == "exact":
+            return Contributions(quality=1.0)
+        wanted = settings.quality if quality is None else quality
+        if not 0 < wanted <= 1:
+            raise RequestError(f"quality = {wanted}; needed is a number above 0, at most 1")
+        if self.calibration is None:
+            if mode == "relaxed":
+                raise RequestError(
+                    "this model was never calibrated, so nobody knows what `relaxed` costs it; run "
+                    "`edgert calibrate MODEL --text FILE`, or ask for the mode `exact`"
+                )
+            return Contributions(quality=1.0)
+        return Contributions(quality=wanted)
+
+    async def close(self) -> None:
+        """End it; the engine must not run any more, and is closed by its owner."""
+        async with self._changing:
+            if self.coordinator is not None:
+                self.coordinator.close()
+                self.coordinator = None
+            if self._participants is not None:
+                await self._participants.close()
+                self._participants = None
+            with contextlib.suppress(AttributeError):
+                self._node.source.remove_model(self._manifest.model)
+                self._computer.close()

@@ -1,0 +1,109 @@
+"""What a plan means on the coordinator: which groups it computes itself, and how it computes a worker's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_runtime.engine.gguf import GGUFFile
+from edge_runtime.engine.group_slices import GroupSlices
+from edge_runtime.engine.shares import Share, ShareComputer
+from scheduler.plan import Plan
+
+Floats = NDArray[np.float32]
+
+_Key = tuple[int, tuple[int, ...]]  # layer, groups
+
+
+class PlanShares:
+    """The coordinator's shares under one plan. Shares that the plan before had as well are taken over.
+
+    Args:
+        gguf: the model's file: what is not held in memory is computed in place there.
+
+    Raises:
+        OutOfMemoryError: the shares do not fit.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        computer: ShareComputer,
+        slices: GroupSlices,
+        gguf: GGUFFile,
+        before: PlanShares | None = None,
+    ) -> None:
+        self.plan = plan
+        self._computer = computer
+        self._slices = slices
+        self._gguf = gguf
+        self._held: dict[_Key, Share] = {}
+        self._in_file: dict[_Key, Share] = {}
+        self._known: Mapping[_Key, Share] = before._held if before is not None else {}
+        self.shape = shape = slices.shape
+        self.workers = [tuple(node for node in range(1, len(nodes)) if nodes[node]) for nodes in plan.groups]
+        self.head_workers = tuple(n for n in range(1, len(plan.head_slices)) if plan.head_slices[n])
+        self.own = [self._hold(layer, plan.groups[layer][0]) for layer in range(shape.n_layers)]
+        self._fallbacks: dict[tuple[int, int], tuple[Share, ...]] = {}
+        for layer in range(shape.n_layers):
+            spare = set(plan.replicas[layer])
+            for worker in self.workers[layer]:
+                groups = plan.groups[layer][worker]
+                held = self._hold(layer, tuple(group for group in groups if group in spare))
+                rest = self._in_place(layer, tuple(group for group in groups if group not in spare))
+                self._fallbacks[layer, worker] = tuple(s for s in (held, *rest) if s is not None)
+        self._known = {}
+
+    def share_of(self, layer: int, worker: int) -> float:
+        """The part of a layer's groups that a worker has, 0 to 1."""
+        return len(self.plan.groups[layer][worker]) / self._slices.shape.n_groups
+
+    def compute(self, layer: int, worker: int, inputs: Floats) -> Floats:
+        """A worker's contribution, computed here; (n_rows, n_embd)."""
+        shares = self._fallbacks[layer, worker]
+        total = self._computer.compute(shares[0], inputs).copy()
+        for share in shares[1:]:
+            total += self._computer.compute(share, inputs)
+        return total
+
+    def is_resident(self, layer: int, worker: int) -> bool:
+        """Whether a worker's groups are in this device's memory too."""
+        return not any(share.in_file for share in self._fallbacks[layer, worker])
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the shares take."""
+        return sum(share.nbytes for share in self._held.values())
+
+    def _hold(self, layer: int, groups: Iterable[int]) -> Share | None:
+        key = (layer, tuple(sorted(groups)))
+        if not key[1]:
+            return None
+        share = self._held.get(key) or self._known.get(key)
+        if share is None:
+            share = self._computer.share(layer, {group: self._slices.group(layer, group) for group in key[1]})
+        self._held[key] = share
+        return share
+
+    def _in_place(self, layer: int, groups: tuple[int, ...]) -> list[Share]:
+        """Shares that lie in the file; a short last group cannot and is held."""
+        shape = self._slices.shape
+        if not groups:
+            return []
+        if shape.n_ff % shape.group_size:
+            held = self._hold(layer, groups)
+            return [held] if held is not None else []
+        share = self._computer.mapped_share(self._gguf, layer, groups)
+        self._in_file[layer, groups] = share
+        return [share]
+
+    def close(self, after: PlanShares | None = None) -> None:
+        """Free what the plan after it does not use; safe to call twice."""
+        kept = set(map(id, after._held.values())) if after is not None else set()
+        for share in (*self._held.values(), *self._in_file.values()):
+            if id(share) not in kept:
+                share.close()
+        self._held.clear()
+        self._in_file.clear()

@@ -1,0 +1,109 @@
+"""What a request has paid in quality so far, from what happened to each contribution."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from scheduler.errors import SchedulingError
+from scheduler.sync_ladder import additive_cost, lateness
+
+if TYPE_CHECKING:
+    from scheduler.patience import Response
+
+# Before so many tokens one late answer would decide.
+MINIMUM_TOKENS = 16
+
+
+class Meter:
+    """Adds up the predicted cost of late and lost contributions of one request.
+
+    Costs are the calibrated ones of single layers, scaled by how much more the plan's layers were measured
+    to cost together. A plain sum; one multiplication for each contribution that is not on time.
+
+    Args:
+        response: of the model.
+        quality: the request's bound; the whole of it counts here, a plan uses less.
+        syncs: the plan's sync boundaries.
+        shares: the plan's remote share of each layer's groups.
+        minimum_tokens: tokens before it judges.
+
+    Raises:
+        SchedulingError: `quality` or the number of shares is wrong.
+    """
+
+    def __init__(
+        self,
+        response: Response,
+        quality: float,
+        syncs: tuple[int, ...],
+        shares: Sequence[float],
+        minimum_tokens: int = MINIMUM_TOKENS,
+    ) -> None:
+        if not 0 < quality <= 1:
+            raise SchedulingError(f"quality is {quality}; it must be above 0 and at most 1")
+        if len(shares) != response.n_layers:
+            raise SchedulingError(f"{len(shares)} shares for {response.n_layers} layers")
+        self.bound = -math.log(quality)
+        self.tokens = 0
+        self._minimum = minimum_tokens
+        self._finished = 0.0
+        self._current = 0.0
+        largest = max(shares, default=0.0)
+        scale = _scale(response, syncs, shares, largest)
+        depth = response.late_cost.shape[1]
+        per_share = [1.0 / share if share > 0 else 1.0 / max(largest, 0.5) for share in shares]
+        self._lost = [
+            max(float(cost), 0.0) * response.share_factor(largest) * per_share[layer]
+            for layer, cost in enumerate(response.lost_cost)
+        ]
+        self._late = [
+            [
+                min(additive_cost(response.late_cost, layer, late) * scale * per_share[layer], math.inf)
+                for late in range(depth + 1)
+            ]
+            for layer in range(response.n_layers)
+        ]
+
+    def late(self, layer: int, share: float, by: int) -> None:
+        """A share of a layer's groups was folded in `by` layers late; unmeasured, that counts as lost."""
+        costs = self._late[layer]
+        cost = costs[by] if by < len(costs) else math.inf
+        self._current += share * (cost if cost < math.inf else self._lost[layer])
+
+    def lost(self, layer: int, share: float) -> None:
+        """A share of a layer's groups never came."""
+        self._current += share * self._lost[layer]
+
+    def end_token(self) -> None:
+        """A token is finished."""
+        self._finished += self._current
+        self._current = 0.0
+        self.tokens += 1
+
+    @property
+    def mean(self) -> float:
+        """Predicted ln-ppl increase per token so far."""
+        return self._finished / self.tokens if self.tokens else 0.0
+
+    @property
+    def exceeded(self) -> bool:
+        """Whether the request costs more than its quality allows, and should go on exactly."""
+        return self.tokens >= self._minimum and self.mean > self.bound
+
+
+def _scale(response: Response, syncs: tuple[int, ...], shares: Sequence[float], largest: float) -> float:
+    """How much more layers cost together than the sum of each alone, for a plan."""
+    if largest <= 0:
+        return 1.0
+    costs = response.late_cost
+    total = 0.0
+    for layer, by in enumerate(lateness(syncs, response.n_layers)):
+        # What was not measured so late has come before, or counts as lost when it happens.
+        known = [additive_cost(costs, layer, late) for late in range(min(by, costs.shape[1]) + 1)]
+        if shares[layer] > 0:
+            total += max(cost for cost in known if cost < math.inf)
+    # Where nothing is planned to be late: the slope of a small sum.
+    total = max(total, 1e-6)
+    return response.increase(total, largest) / total

@@ -1,0 +1,95 @@
+"""From a cut in real numbers to whole groups in every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from scheduler.filling import Filling
+from scheduler.layouts import Layout
+from scheduler.timing import Counts, Floats, TimeModel
+
+
+def whole_rows(filling: Filling, time: TimeModel, layout: Layout, room: Sequence[int]) -> list[Counts]:
+    """Cuts in whole groups that are near a filling; (n_layers, 1 + n_workers) each.
+
+    The first has the same row in every partly remote layer, as soon finished as possible, and is missing
+    where memory does not allow that or other layers are remote as a whole. The second keeps each node's sum
+    near its real number from layer to layer.
+
+    Args:
+        room: groups that each node may hold.
+    """
+    n_groups = time.model.n_groups
+    wanted = np.zeros(1 + len(time.workers))
+    wanted[0] = filling.own
+    wanted[[1 + index for index in filling.nodes]] = filling.shares
+    left = np.array(room, dtype=np.int64)
+    left[0] -= (time.model.n_layers - len(layout.cut)) * n_groups
+    found = []
+    if not layout.full:
+        equal = _equal_row(wanted, filling, time, left // max(len(layout.remote), 1), layout.run_length)
+        if equal is not None:
+            found.append(_all_layers(time, layout.remote, np.tile(equal, (len(layout.remote), 1))))
+    everything = wanted * (n_groups / max(n_groups - filling.own, 1e-9))
+    everything[0] = 0.0
+    full = set(layout.full)
+    each = np.stack([everything if layer in full else wanted for layer in layout.cut])
+    diffused = _diffused(each, left, n_groups)
+    if diffused is not None:
+        found.append(_all_layers(time, layout.cut, diffused))
+    return found
+
+
+def _all_layers(time: TimeModel, remote: Sequence[int], rows: Counts) -> Counts:
+    counts = np.zeros((time.model.n_layers, 1 + len(time.workers)), dtype=np.int64)
+    counts[:, 0] = time.model.n_groups
+    counts[list(remote)] = rows
+    return counts
+
+
+def _equal_row(
+    wanted: Floats, filling: Filling, time: TimeModel, caps: Counts, run_length: float
+) -> Counts | None:
+    """One row for all layers: rounded down, then each group left to the node that is done with it first."""
+    row = np.minimum(np.floor(wanted + 1e-9).astype(np.int64), caps)
+    before = time.attention + time.overhead
+    nodes = [0, *(1 + index for index in filling.nodes)]
+    for _ in range(int(time.model.n_groups - row.sum())):
+        ends = []
+        for node in nodes:
+            if row[node] >= caps[node]:
+                ends.append(np.inf)
+            elif node == 0:
+                ends.append(run_length * (before + (row[0] + 1) * time.own_group))
+            else:
+                each = time.share_overhead[node - 1] + (row[node] + 1) * time.group[node - 1]
+                travel = time.outward[node - 1] + time.back[node - 1]
+                layer = before + row[0] * time.own_group
+                ends.append(before + travel + max(run_length * each, (run_length - 1) * layer + each))
+        first = int(np.argmin(ends))
+        if not np.isfinite(ends[first]):
+            return None
+        row[nodes[first]] += 1
+    return row
+
+
+def _diffused(wanted: Floats, room: Counts, n_groups: int) -> Counts | None:
+    """Rows of `n_groups` whose running sums stay within about one of those of the wanted rows."""
+    rows = np.zeros(wanted.shape, dtype=np.int64)
+    given = np.zeros(wanted.shape[1], dtype=np.int64)
+    used = wanted.sum(axis=0) > 1e-9
+    asked = np.cumsum(wanted, axis=0)
+    for number in range(len(wanted)):
+        due = asked[number] - given
+        row = np.clip(np.floor(due + 1e-9).astype(np.int64), 0, np.maximum(room - given, 0))
+        while (difference := n_groups - int(row.sum())) != 0:
+            step = 1 if difference > 0 else -1
+            open_ = (used & (row + given < room)) if step > 0 else row > 0
+            if not open_.any():
+                return None
+            row[int(np.argmax(np.where(open_, step * (due - row), -np.inf)))] += step
+        rows[number] = row
+        given += row
+    return rows

@@ -1,0 +1,245 @@
+"""The search for the fastest cut: which workers, which layers, which syncs, how many groups."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from scheduler.datagrams import missing_share
+from scheduler.filling import Filling, fill
+from scheduler.improving import improve
+from scheduler.layouts import Layout, even_layout
+from scheduler.patience import Response, allowance
+from scheduler.patient_layouts import patient_layouts
+from scheduler.placement import group_room
+from scheduler.rounding import whole_rows
+from scheduler.timing import Counts, Mode, TimeModel
+
+# Up to so many workers every subset is tried; beyond, the best first ones in a few orders.
+_ALL_SUBSETS = 5
+# What is looked at in more detail.
+_BEST_SUBSETS = 3
+_BEST_FILLINGS = 8
+_BEST_LAYOUTS = 8
+_BEST_DRAFTS = 3
+_SHARE_CAPS = (0.25, 0.5, 0.75, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A cut in whole groups.
+
+    Attributes:
+        counts: (n_layers, 1 + n_workers) groups on each node.
+        head: slices of the head on each node.
+        syncs: rising boundaries at which everything is waited for.
+        seconds: mean of a token.
+    """
+
+    counts: Counts
+    head: tuple[int, ...]
+    syncs: tuple[int, ...]
+    seconds: float
+
+
+class Search:
+    """Looks for drafts that use at least one worker.
+
+    Args:
+        time: the model of time.
+        response: of a model of the same depth; None for `exact`, and where nothing is known.
+        quality: bound for `relaxed`.
+    """
+
+    def __init__(self, time: TimeModel, mode: Mode, response: Response | None, quality: float) -> None:
+        self._time = time
+        self._mode = mode
+        self._response = response if mode == "relaxed" else None
+        self._quality = quality
+        self._every = tuple(range(1, time.model.n_layers + 1))
+
+    def best(self) -> Draft | None:
+        """The fastest draft found; None where memory allows none."""
+        options: list[tuple[float, int, Filling, Layout, tuple[int, ...]]] = []
+        for nodes in self._promising():
+            for head in self._heads(nodes):
+                at_head = self._time.head(head)
+                for seconds, filling, layout in self._fillings(nodes, head):
+                    options.append((seconds + at_head, len(options), filling, layout, head))
+        drafts: list[Draft] = []
+        for _, _, filling, layout, head in heapq.nsmallest(_BEST_FILLINGS, options):
+            drafts += self._round(filling, layout, head)
+        best: Draft | None = None
+        for draft in sorted(drafts, key=lambda draft: draft.seconds)[:_BEST_DRAFTS]:
+            better = self._improve(draft)
+            if best is None or better.seconds < best.seconds:
+                best = better
+        return best
+
+    # Workers
+
+    def _promising(self) -> list[tuple[int, ...]]:
+        """Sets of workers, the one that is fastest at a first look first."""
+        n_workers = len(self._time.workers)
+        looks: dict[tuple[int, ...], float] = {}
+        if n_workers <= _ALL_SUBSETS:
+            for size in range(1, n_workers + 1):
+                for nodes in itertools.combinations(range(n_workers), size):
+                    looks[nodes] = self._first_look(nodes)
+        else:
+            for order in self._orders():
+                self._look_along(order, looks)
+        found = sorted((seconds, nodes) for nodes, seconds in looks.items() if np.isfinite(seconds))
+        return [nodes for _, nodes in found[:_BEST_SUBSETS]]
+
+    def _look_along(self, order: list[int], looks: dict[tuple[int, ...], float]) -> None:
+        """First looks at the first so many workers of an order: doubling, then around the best number."""
+
+        def look(size: int) -> float:
+            nodes = tuple(sorted(order[:size]))
+            if nodes not in looks:
+                looks[nodes] = self._first_look(nodes)
+            return looks[nodes]
+
+        n_workers = len(order)
+        doubling = {1 << exponent for exponent in range(n_workers.bit_length()) if 1 << exponent < n_workers}
+        sizes = sorted({*doubling, n_workers})
+        best = min(sizes, key=look)
+        step = best // 2
+        while step > 1:
+            step = -(-step // 2)
+            near = [size for size in (best - step, best, best + step) if 1 <= size <= n_workers]
+            best = min(near, key=look)
+
+    def _orders(self) -> list[list[int]]:
+        """Workers by what each alone would do for a layer, and by the memory they bring."""
+        time = self._time
+        travel = time.outward + time.back + time.share_overhead + time.exchange_overhead + time.slack * 0.25
+        model = time.model
+        half = model.n_groups / 2 * time.group
+        memory = np.array([worker.device.memory_bytes for worker in time.workers], dtype=np.float64)
+        keys = [
+            travel + half,
+            travel,
+            travel - 1e-3 * np.minimum(memory / max(memory.max(), 1.0), 1.0) * half,
+        ]
+        return [np.argsort(key, kind="stable").tolist() for key in keys]
+
+    # The head
+
+    def _heads(self, nodes: Sequence[int]) -> list[tuple[int, ...]]:
+        """Ways to spread the head: not at all, all of it, and as soon finished as possible."""
+        n_slices = self._time.model.n_head_slices
+        heads = [self._head(nodes, n_slices), self._head(nodes, 0), self._head(nodes, None)]
+        return sorted({head for head in heads if head is not None}, reverse=True)
+
+    def _head(self, nodes: Sequence[int], own: int | None) -> tuple[int, ...] | None:
+        """Slices for each node, given one by one to whoever is done first; `own` fixes the coordinator's."""
+        time, model = self._time, self._time.model
+        slices = [0] * (1 + len(time.workers))
+        slice_bytes = max(model.head_slice_bytes, 1e-9)
+        caps = [int(worker.device.memory_bytes // slice_bytes) for worker in time.workers]
+        waiting: list[tuple[float, int]] = []
+        for index in nodes:
+            travel = float(time.outward[index] + time.back[index] + time.share_overhead[index])
+            heapq.heappush(waiting, (travel + float(time.slice_[index]), 1 + index))
+        if own is None:
+            heapq.heappush(waiting, (time.own_slice, 0))
+        slices[0] = own or 0
+        for _ in range(model.n_head_slices - slices[0]):
+            while waiting and waiting[0][1] and slices[waiting[0][1]] >= caps[waiting[0][1] - 1]:
+                heapq.heappop(waiting)
+            if not waiting:
+                return None
+            end, node = heapq.heappop(waiting)
+            slices[node] += 1
+            step = time.own_slice if node == 0 else float(time.slice_[node - 1])
+            heapq.heappush(waiting, (end + step, node))
+        return tuple(slices)
+
+    # Layers
+
+    def _first_look(self, nodes: tuple[int, ...]) -> float:
+        """About the seconds of a token with these workers; infinite where they have too little room."""
+        lengths = {1.0}
+        if self._response is not None:
+            lengths.add(self._time.model.n_layers / 4)
+        head = self._head(nodes, None)
+        if head is None or self._room(head)[0] < self._time.model.n_layers * self._time.model.n_groups:
+            # Where memory is short, the head is the first to go.
+            head = self._head(nodes, 0) or self._head(nodes, self._time.model.n_head_slices)
+        if head is None:
+            return np.inf
+        room = self._room(head)
+        found = [
+            filling.seconds
+            for length in sorted(lengths)
+            for filling in fill(self._time, nodes, room, self._mode, length, quick=True)[:1]
+        ]
+        return min(found, default=np.inf) + self._time.head(head)
+
+    def _room(self, head: Sequence[int]) -> list[int]:
+        time = self._time
+        return group_room(time.model, time.coordinator, time.workers, head)
+
+    def _fillings(
+        self, nodes: tuple[int, ...], head: Sequence[int]
+    ) -> Iterator[tuple[float, Filling, Layout]]:
+        """Cuts worth rounding, whatever their quality, with their seconds, about."""
+        time, room = self._time, self._room(head)
+        n_layers = time.model.n_layers
+        for filling in fill(time, nodes, room, self._mode)[:_BEST_FILLINGS]:
+            yield filling.seconds, filling, even_layout(n_layers, filling.remote_layers)
+        if self._response is None:
+            return
+        loss = self._loss(nodes)
+        for syncs in {self._response.syncs_for(cap, loss, self._quality) for cap in _SHARE_CAPS}:
+            layout = Layout(tuple(range(n_layers)), (), syncs)
+            for cap in _SHARE_CAPS:
+                for filling in fill(time, nodes, room, self._mode, layout.run_length, [n_layers], cap):
+                    yield filling.seconds, filling, layout
+        for seconds, layout, share in patient_layouts(time, nodes, room, self._response, self._quality, loss)[
+            :_BEST_LAYOUTS
+        ]:
+            roomy = [n_layers * time.model.n_groups, *room[1:]]
+            for filling in fill(time, nodes, roomy, self._mode, layout.run_length, [n_layers], share):
+                yield seconds, filling, layout
+
+    # Whole groups
+
+    def _loss(self, nodes: Sequence[int]) -> float:
+        """Share of contributions lost for good: missing at the first try and when asked for again."""
+        time = self._time
+        shares = [missing_share(time.model, time.workers[i].link, time.copies[i]) for i in nodes]
+        return max(shares, default=0.0) ** 2
+
+    def _keeps(self, counts: Counts, syncs: tuple[int, ...]) -> bool:
+        """Whether a cut keeps the quality."""
+        if self._response is None:
+            return True
+        shares = (1.0 - counts[:, 0] / self._time.model.n_groups).tolist()
+        nodes = np.flatnonzero(counts[:, 1:].any(axis=0)).tolist()
+        late = self._time.lateness(counts, syncs)
+        cost = self._response.late_increase(late, shares)
+        return cost + self._loss(nodes) * self._response.lost_increase(shares) <= allowance(self._quality)
+
+    def _round(self, filling: Filling, layout: Layout, head: tuple[int, ...]) -> Iterator[Draft]:
+        for counts in whole_rows(filling, self._time, layout, self._room(head)):
+            if layout.syncs == self._every or self._keeps(counts, layout.syncs):
+                seconds = self._time.token(counts, head, layout.syncs, self._mode)
+                yield Draft(counts, head, layout.syncs, seconds)
+
+    def _improve(self, draft: Draft) -> Draft:
+        def seconds(counts: Counts) -> float:
+            if draft.syncs != self._every and not self._keeps(counts, draft.syncs):
+                return np.inf
+            return self._time.token(counts, draft.head, draft.syncs, self._mode)
+
+        evaluate: Callable[[Counts], float] = seconds
+        room = np.array(self._room(draft.head), dtype=np.int64)
+        counts, found = improve(draft.counts, draft.seconds, room, evaluate)
+        return Draft(counts, draft.head, draft.syncs, found)
