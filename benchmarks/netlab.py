@@ -32,7 +32,7 @@ from benchmarks.netlab_switch import LATENESS_BINS, LATENESS_STEP, LONGEST_MESSA
 
 __all__ = ["GilbertElliott", "Host", "LinkModel", "Netlab", "NetlabError", "why_not"]
 
-_MOST_HOSTS: Final = 100
+_MOST_HOSTS: Final = 20
 _NETWORK: Final = "10.77.0"
 _PATIENCE: Final = 30.0  # seconds for an answer of the keeper
 _REPOSITORY: Final = Path(__file__).resolve().parents[1]
@@ -101,7 +101,14 @@ class Netlab:
         self._control.settimeout(_PATIENCE)
         with theirs:
             self._keeper = subprocess.Popen(
-                [sys.executable, "-S", "-m", "benchmarks.netlab_keeper", str(theirs.fileno()), str(os.getpid())],
+                [
+                    sys.executable,
+                    "-S",
+                    "-m",
+                    "benchmarks.netlab_keeper",
+                    str(theirs.fileno()),
+                    str(os.getpid()),
+                ],
                 pass_fds=[theirs.fileno()],
                 env={**os.environ, "PYTHONPATH": str(_REPOSITORY)},
                 stdin=subprocess.DEVNULL,
@@ -153,7 +160,12 @@ class Netlab:
         return f"/proc/{os.getpid()}/fd/{self._namespaces[self._known(host)]}"
 
     def run(
-        self, host: str, command: Sequence[str | Path], *, env: Mapping[str, str] | None = None, **options: Any
+        self,
+        host: str,
+        command: Sequence[str | Path],
+        *,
+        env: Mapping[str, str] | None = None,
+        **options: Any,
     ) -> subprocess.Popen[Any]:
         """Start a program in a host; it has the process id of what is returned.
 
@@ -165,7 +177,8 @@ class Netlab:
         namespace = self._namespaces[self._known(host)]
         core = self._hosts[host].core
         enter = str(Path(__file__).with_name("netlab_enter.py"))
-        words = [sys.executable, "-ISE", enter, str(namespace), "-" if core is None else str(core)]
+        words = [sys.executable, "-ISE", enter, str(os.getpid()), str(namespace)]
+        words.append("-" if core is None else str(core))
         process: subprocess.Popen[Any] = subprocess.Popen(
             words + [str(word) for word in command], pass_fds=[namespace], env=env, **options
         )
@@ -219,10 +232,11 @@ class Netlab:
                 self._apply(*pair)
 
     def kill(self, host: str) -> None:
-        """The death of a host: first its links fall silent, so that nobody hears of it, then SIGKILL for all."""
+        """The death of a host: its links fall silent, so that nobody hears of it, then SIGKILL for all."""
         self.cut(host)
         linux.kill_all(self._namespaces[host])
         for process in self._processes[host]:
+            process.kill()  # one that was about to enter the host
             process.wait()
 
     def freeze(self, host: str) -> None:
@@ -288,6 +302,7 @@ class Netlab:
         self._namespaces = {}
         for processes in self._processes.values():
             for process in processes:
+                process.kill()
                 process.wait()
 
 

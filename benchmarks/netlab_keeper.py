@@ -1,7 +1,7 @@
-"""The process that owns a lab: its namespaces, devices and switch, and their end, whatever happens to others.
+"""The process that owns a lab: its namespaces, devices, switch, and their end, whatever happens to others.
 
-``python -m benchmarks.netlab_keeper CONTROL PARENT``: a descriptor of a sequenced-packet socket, and the id of
-the process that asked. It cleans up when that socket closes, that process ends, or SIGTERM or SIGINT comes.
+``python -m benchmarks.netlab_keeper CONTROL PARENT``: a descriptor of a sequenced-packet socket, and the id
+of the process that asked. It clears up when that socket closes, that process ends, or SIGTERM or SIGINT comes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from benchmarks.netlab_links import LinkModel
 from benchmarks.netlab_switch import DROPS, LATENESS_BINS, LONGEST_MESSAGE, Pump, fork_pump
 
 DEVICE: Final = "eth0"
-_TUN_QUEUE: Final = 8192  # packets; where the switch is slower than its host, that many wait
+_TUN_QUEUE: Final = 8192  # packets; that many wait where the switch is slower than a host
 
 
 class Keeper:
@@ -174,7 +174,8 @@ def serve(control: socket.socket, parent: int) -> None:
         descriptors = array.array("i", keeper.namespaces.values())
         control.sendmsg([b"{}"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)])
         while os.getppid() == parent:
-            ready, _, _ = select.select([control, parent_end], [], [])
+            watched: list[Any] = [control, parent_end]
+            ready, _, _ = select.select(watched, [], [])
             content = control.recv(LONGEST_MESSAGE) if control in ready else b""
             if not content:
                 return

@@ -1,7 +1,7 @@
 """What a link promises, and what it does to each packet: pure, without clock, socket or process.
 
 A link has two directions, each with a state of its own. Random decisions come from generators seeded with
-(seed, sender, receiver, purpose): the n-th packet of a direction is lost or not whatever else is switched on.
+(seed, sender, receiver, purpose), so that which packets are lost does not hang on what else is switched on.
 """
 
 from __future__ import annotations
@@ -135,8 +135,8 @@ class Direction:
 
     __slots__ = (
         "_bad",
-        "_busy_until",
         "_burst_chance",
+        "_busy_until",
         "_delay_chance",
         "_duplicate_chance",
         "_last_due",

@@ -125,8 +125,15 @@ def dropped_by_device(descriptor: int, name: str) -> int:
 
 
 def processes_in(namespace: int) -> list[int]:
-    """Ids of the processes whose network namespace is the one of this descriptor, zombies left out."""
+    """Ids of the processes whose network namespace is the one of this descriptor, zombies left out.
+
+    Raises:
+        ValueError: it is the caller's own, where no lab has any business.
+    """
     wanted = os.fstat(namespace)
+    own = os.stat("/proc/thread-self/ns/net")  # noqa: PTH116
+    if (own.st_ino, own.st_dev) == (wanted.st_ino, wanted.st_dev):
+        raise ValueError("this is the network namespace of the caller, not of a host")
     found = []
     for entry in os.listdir("/proc"):  # noqa: PTH208 - a Path for each process costs more than the scan
         if entry.isdecimal():

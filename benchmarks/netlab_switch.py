@@ -17,8 +17,8 @@ import socket
 import time
 from typing import Any, Final
 
-from benchmarks.netlab_linux import be_punctual, die_with_parent
 from benchmarks.netlab_links import LOST, QUEUE_FULL, SILENT, Direction, LinkModel
+from benchmarks.netlab_linux import be_punctual, die_with_parent
 
 LONGEST_MESSAGE: Final = 64 * 1024  # of the control sockets, bytes
 LATENESS_STEP: Final = 10e-6  # seconds; width of a bin of the lateness histogram

@@ -75,7 +75,9 @@ _STREAMS = """\
 With `stream`, the answer comes as server-sent events: `data: ` and one JSON object each, at the end
 `data: [DONE]`. An error after the beginning is the last event, `{"error": ...}`, without `[DONE]`. Closing
 the connection cancels the request, streamed or not. Beside OpenAI's fields,
-`usage.prompt_tokens_details.cached_tokens` says how much of the prompt was in the KV cache.
+`usage.prompt_tokens_details.cached_tokens` says how much of the prompt was in the KV cache, and
+`usage.contributions`, where the model is spread over several devices, what became of their contributions:
+the fields of [ContributionCounts](#contributioncounts), of all choices together.
 """
 
 # What the code does not say of a parameter in words. Those of sampling are told by the client's docstring.

@@ -63,6 +63,7 @@ def fill(
     layers: Sequence[int] | None = None,
     most_remote: float = 1.0,
     *,
+    least_remote: float = 0.0,
     quick: bool = False,
 ) -> list[Filling]:
     """The best cut for each number of remote layers, fastest first.
@@ -72,7 +73,7 @@ def fill(
         room: groups that the coordinator and each of all workers may hold over all layers.
         run_length: remote layers between two syncs.
         layers: numbers of remote layers; `layer_choices` where None.
-        most_remote: of each remote layer's groups, as a share.
+        most_remote, least_remote: of each remote layer's groups, as a share.
         quick: within a few per cent only.
     """
     model = time.model
@@ -86,7 +87,7 @@ def fill(
     held = np.array([room[1 + index] for index in nodes], dtype=np.float64)
     caps = np.minimum(held[None, :] / n_remote[:, None], model.n_groups)  # (choices, nodes)
     local = (model.n_layers - n_remote) * model.n_groups
-    most_own = np.clip((room[0] - local) / n_remote, 0.0, model.n_groups)
+    most_own = np.clip((room[0] - local) / n_remote, 0.0, (1 - least_remote) * model.n_groups)
     least_own = np.maximum(model.n_groups - caps.sum(axis=1), (1 - most_remote) * model.n_groups)
     runs = n_remote / run_length
     possible = (room[0] >= local) & (least_own <= most_own + 1e-9)
@@ -96,12 +97,14 @@ def fill(
     low, high = np.maximum(least_own[possible], 0.0), most_own[possible]
     problem = _Problem(time, chosen, mode, run_length, 12 if quick else _BISECTIONS)
     rows = np.arange(len(n_remote))
-    for _ in range(1 if quick else 3):
-        own = low[:, None] + (high - low)[:, None] * _GRID  # (choices, grid)
+    # Where memory leaves no choice, one look is enough.
+    passes, grid = (2 if quick else 3, _GRID) if (high - low > 1e-6).any() else (1, _GRID[:1])
+    for _ in range(passes):
+        own = low[:, None] + (high - low)[:, None] * grid  # (choices, grid)
         seconds = problem.least(own, caps)
         best = np.argmin(seconds, axis=1)
         low = own[rows, np.maximum(best - 1, 0)]
-        high = own[rows, np.minimum(best + 1, len(_GRID) - 1)]
+        high = own[rows, np.minimum(best + 1, len(grid) - 1)]
     own_best, ends = own[rows, best], seconds[rows, best]
     shares = problem.shares(ends[:, None], own_best[:, None], caps)[:, 0, :]
     local_layer = time.attention + model.n_groups * time.own_group
@@ -132,16 +135,21 @@ class _Problem:
         lost = mean_missing * (slack if mode == "relaxed" else slack + float(travel.mean()))
         self._fixed: Floats = travel + lost + time.share_overhead[nodes]
         self._share_overhead: Floats = time.share_overhead[nodes]
+        self._queue: Floats = self._fixed + (run_length - 1) * self._share_overhead
         self._group: Floats = time.group[nodes]
+        self._per_second: Floats = 1.0 / self._group
 
     def shares(self, ends: Floats, own: Floats, caps: Floats) -> Floats:
         """Groups that each worker finishes by `ends` (choices, grid): (choices, grid, nodes)."""
-        layer = self._before + own * self._own_group
-        last = ((self._length - 1) * layer + self._before)[:, :, None]
-        by_last = ends[:, :, None] - last - self._fixed
-        first = ends[:, :, None] - self._before - self._fixed
-        by_queue = (first - (self._length - 1) * self._share_overhead) / self._length
-        groups: Floats = np.clip(np.minimum(by_last, by_queue) / self._group, 0.0, caps[:, None, :])
+        last = (self._length - 1) * (self._before + own * self._own_group) + self._before
+        groups: Floats = (ends - last)[:, :, None] - self._fixed
+        if self._length > 1:
+            queued = (ends - self._before)[:, :, None] - self._queue
+            queued /= self._length
+            np.minimum(groups, queued, out=groups)
+        groups *= self._per_second
+        np.maximum(groups, 0.0, out=groups)
+        np.minimum(groups, caps[:, None, :], out=groups)
         return groups
 
     def least(self, own: Floats, caps: Floats) -> Floats:

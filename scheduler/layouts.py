@@ -14,14 +14,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from scheduler.sync_ladder import Floats, additive_cost
+from scheduler.sync_ladder import Floats
 
 # What cannot be allowed at any price.
 _NEVER = 1e6
 # Prices of quality, in units of one wait for the whole allowance.
-_QUALITY_PRICES = np.geomspace(0.05, 100.0, 8)
+_QUALITY_PRICES = np.geomspace(0.05, 50.0, 11)
 # Prices of a layer's memory, in units of one wait.
 _MEMORY_PRICES = np.array([0.0, 0.1, 0.3, 1.0, 3.0, 30.0])
+# With more layers every second price is tried, so that a plan stays a matter of a tenth of a second.
+_MANY_LAYERS = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +103,12 @@ def late_table(late_cost: Floats, most_late: int) -> Floats:
         most_late: layers after which a contribution has come by itself.
     """
     n_layers = late_cost.shape[0]
-    table = np.zeros((n_layers, n_layers))
-    for late in range(1, n_layers):
-        column = min(late, most_late)
-        for layer in range(n_layers - late):
-            table[layer, late] = min(additive_cost(late_cost, layer, column), _NEVER)
+    measured = np.where(np.isfinite(late_cost), np.clip(late_cost, 0.0, _NEVER), _NEVER)
+    costs = np.concatenate([np.zeros((n_layers, 1)), measured, np.full((n_layers, 1), _NEVER)], axis=1)
+    late = np.minimum(np.arange(n_layers), most_late)
+    table: Floats = costs[:, np.minimum(late, costs.shape[1] - 1)]
+    # Nothing is later than the end of the token.
+    table[np.arange(n_layers)[:, None] + np.arange(n_layers) >= n_layers] = 0.0
     return table
 
 
@@ -117,8 +120,9 @@ def layouts(table: Floats, times: LayerTimes, allowance: float) -> list[Layout]:
         allowance: ln-perplexity increase that is allowed.
     """
     n_layers = table.shape[0]
-    prices = _QUALITY_PRICES * times.wait / max(allowance, 1e-9)
-    memory = _MEMORY_PRICES * max(times.wait, times.local_layer) / times.n_groups
+    step = 2 if n_layers > _MANY_LAYERS else 1
+    prices = _QUALITY_PRICES[::step] * times.wait / max(allowance, 1e-9)
+    memory = _MEMORY_PRICES[::step] * max(times.wait, times.local_layer) / times.n_groups
     quality, price = (grid.ravel() for grid in np.meshgrid(prices, memory, indexing="ij"))
     columns = np.arange(len(quality))
     part = times.remote_layer - times.local_layer - price * times.remote
@@ -161,7 +165,7 @@ def _walk_back(
     while sync > 0:
         start, last = int(starts[sync, column]), int(lasts[sync, column])
         if last >= 0:
-            here = (start + np.flatnonzero(gains[sync - 1][start : last + 1, column] < 0)).tolist()
+            here = (start + (gains[sync - 1][start : last + 1, column] < 0).nonzero()[0]).tolist()
             if full_pays and here and here[-1] == sync - 1:
                 full.append(here.pop())
             remote += here

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 # Before so many tokens one late answer would decide.
 MINIMUM_TOKENS = 16
+# Share of a layer's groups for which single layers' costs are measured: its least important half.
+MEASURED_SHARE = 0.5
+_SMALL = 1e-6
 
 
 class Meter:
@@ -50,27 +53,24 @@ class Meter:
         self._minimum = minimum_tokens
         self._finished = 0.0
         self._current = 0.0
-        largest = max(shares, default=0.0)
-        scale = _scale(response, syncs, shares, largest)
-        depth = response.late_cost.shape[1]
-        per_share = [1.0 / share if share > 0 else 1.0 / max(largest, 0.5) for share in shares]
-        self._lost = [
-            max(float(cost), 0.0) * response.share_factor(largest) * per_share[layer]
-            for layer, cost in enumerate(response.lost_cost)
-        ]
-        self._late = [
-            [
-                min(additive_cost(response.late_cost, layer, late) * scale * per_share[layer], math.inf)
-                for late in range(depth + 1)
-            ]
-            for layer in range(response.n_layers)
-        ]
+        n_late = response.late_cost.shape[1]
+        together, mean_share = _together(response, syncs, shares)
+        self._late: list[list[float]] = []
+        self._lost: list[float] = []
+        for layer, share in enumerate(shares):
+            # Layers that the plan does not cut can not be late; should one be, it counts as half of it.
+            held = share if share > 0 else MEASURED_SHARE
+            alone = response.share_factor(held)
+            factor = together if held <= mean_share else max(together, alone)
+            lost = max(float(response.lost_cost[layer]), 0.0) * alone / held
+            costs = [additive_cost(response.late_cost, layer, late) for late in range(n_late + 1)]
+            self._lost.append(lost)
+            self._late.append([cost * factor / held if cost < math.inf else lost for cost in costs])
 
     def late(self, layer: int, share: float, by: int) -> None:
         """A share of a layer's groups was folded in `by` layers late; unmeasured, that counts as lost."""
         costs = self._late[layer]
-        cost = costs[by] if by < len(costs) else math.inf
-        self._current += share * (cost if cost < math.inf else self._lost[layer])
+        self._current += share * (costs[by] if by < len(costs) else self._lost[layer])
 
     def lost(self, layer: int, share: float) -> None:
         """A share of a layer's groups never came."""
@@ -93,17 +93,18 @@ class Meter:
         return self.tokens >= self._minimum and self.mean > self.bound
 
 
-def _scale(response: Response, syncs: tuple[int, ...], shares: Sequence[float], largest: float) -> float:
-    """How much more layers cost together than the sum of each alone, for a plan."""
-    if largest <= 0:
-        return 1.0
+def _together(response: Response, syncs: tuple[int, ...], shares: Sequence[float]) -> tuple[float, float]:
+    """How much more late layers cost together than the sum of each alone, and their mean remote share."""
     costs = response.late_cost
-    total = 0.0
+    total = weighted = 0.0
     for layer, by in enumerate(lateness(syncs, response.n_layers)):
         # What was not measured so late has come before, or counts as lost when it happens.
         known = [additive_cost(costs, layer, late) for late in range(min(by, costs.shape[1]) + 1)]
-        if shares[layer] > 0:
-            total += max(cost for cost in known if cost < math.inf)
-    # Where nothing is planned to be late: the slope of a small sum.
-    total = max(total, 1e-6)
-    return response.increase(total, largest) / total
+        cost = max(cost for cost in known if cost < math.inf) if shares[layer] > 0 else 0.0
+        total += cost
+        weighted += cost * shares[layer]
+    if total <= 0:
+        # Nothing is planned to be late: the slope of a small sum.
+        share = max(shares, default=0.0)
+        return response.increase(_SMALL, share) / _SMALL if share > 0 else 1.0, share
+    return response.increase(total, weighted / total) / total, weighted / total

@@ -15,6 +15,7 @@ from functools import cached_property
 import numpy as np
 
 from scheduler.errors import SchedulingError
+from scheduler.meter import MEASURED_SHARE
 from scheduler.meter import Meter as Meter
 from scheduler.sync_ladder import Floats, additive_cost, check_syncs
 from scheduler.sync_ladder import ladder as ladder
@@ -22,8 +23,6 @@ from scheduler.sync_ladder import lateness as lateness
 
 # Part of the bound that a plan may use up; the rest is for text unlike the one it was calibrated on.
 HEAD_ROOM = 0.8
-# Share of a layer's groups for which late_cost and lost_cost are measured: its least important half.
-MEASURED_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from scheduler.filling import fill
+from scheduler.filling import Filling, fill
 from scheduler.layouts import LayerTimes, Layout, late_table, layouts
 from scheduler.patience import Response, allowance
 from scheduler.sync_ladder import Floats
@@ -15,7 +15,7 @@ from scheduler.timing import LATE_MARGIN, TimeModel
 
 # Multiples of the layers over which the groups that must be remote are spread: with fewer layers than there
 # are, some are local and the others' shares larger; with more, some layers are remote as a whole.
-_SPREADS = (1.6, 1.3, 1.15, 1.0, 0.9, 0.75, 0.5)
+_SPREADS = (1.5, 1.25, 1.1, 1.0, 0.85)
 # Layouts kept for each share, the fastest first.
 _BEST = 3
 # What the sum over layers leaves out (a whole group more or less) is checked after rounding.
@@ -29,8 +29,8 @@ def patient_layouts(
     response: Response,
     quality: float,
     loss: float,
-) -> list[tuple[float, Layout, float]]:
-    """Layouts with their seconds, about, and the share of their partly remote layers that is remote.
+) -> list[tuple[float, Layout, Filling]]:
+    """Layouts with their seconds, about, and the cut of their partly remote layers.
 
     Args:
         nodes: workers to use, indices from 0.
@@ -40,13 +40,13 @@ def patient_layouts(
     """
     model = time.model
     missing = max(0, model.n_layers * model.n_groups - room[0])
-    found: list[tuple[float, Layout, float]] = []
+    found: list[tuple[float, Layout, Filling]] = []
     for remote in _remote_groups(time, nodes, room, missing):
         share = remote / model.n_groups
         bound = allowance(quality) - loss * response.lost_increase([share] * model.n_layers)
         if bound > 0:
             found += _for_share(time, nodes, room, response, remote, bound)[:_BEST]
-    return sorted(found, key=lambda option: (option[0], option[2], option[1].syncs))
+    return sorted(found, key=lambda option: (option[0], option[2].own, option[1].syncs))
 
 
 def _remote_groups(time: TimeModel, nodes: Sequence[int], room: Sequence[int], missing: int) -> list[int]:
@@ -61,35 +61,33 @@ def _remote_groups(time: TimeModel, nodes: Sequence[int], room: Sequence[int], m
 
 def _for_share(
     time: TimeModel, nodes: Sequence[int], room: Sequence[int], response: Response, remote: int, bound: float
-) -> list[tuple[float, Layout, float]]:
+) -> list[tuple[float, Layout, Filling]]:
     """Layouts within the bound, the fastest first."""
     n_layers, n_groups = time.model.n_layers, time.model.n_groups
     share = remote / n_groups
     missing = max(0, n_layers * n_groups - room[0])
     lent = sum(room[1 + index] for index in nodes)
-    parts = _parts(time, nodes, room, remote)
-    if parts is None:
+    filling = _division(time, nodes, room, remote)
+    if filling is None:
         return []
+    parts = np.array(filling.shares) / sum(filling.shares)
     times, most_late = _layer_times(time, nodes, parts, remote)
     table = late_table(response.late_cost, most_late)
     options = []
     for layout in layouts(table * response.share_factor(share), times, bound):
         seconds, additive, groups = times.judge(layout, table)
         if missing <= groups <= lent and response.increase(additive, share) <= bound * _LENIENCE:
-            options.append((seconds, layout, share))
+            options.append((seconds, layout, filling))
     return sorted(options, key=lambda option: (option[0], option[1].syncs))
 
 
-def _parts(time: TimeModel, nodes: Sequence[int], room: Sequence[int], remote: int) -> Floats | None:
-    """How workers divide the remote groups of a layer; sums to 1."""
-    n_layers = time.model.n_layers
-    # The coordinator's memory decides elsewhere how many layers can be so.
+def _division(time: TimeModel, nodes: Sequence[int], room: Sequence[int], remote: int) -> Filling | None:
+    """How workers divide the remote groups of a layer, in real numbers."""
+    n_layers, share = time.model.n_layers, remote / time.model.n_groups
+    # How many layers can be so is decided elsewhere, by the coordinator's memory.
     roomy = [n_layers * time.model.n_groups, *room[1:]]
-    found = fill(time, nodes, roomy, "relaxed", n_layers / 2, [n_layers], remote / time.model.n_groups)
-    if not found:
-        return None
-    parts: Floats = np.array(found[0].shares)
-    return parts / parts.sum() if parts.sum() > 0 else None
+    found = fill(time, nodes, roomy, "relaxed", n_layers / 2, [n_layers], share, least_remote=share)
+    return found[0] if found and sum(found[0].shares) > 0 else None
 
 
 def _layer_times(time: TimeModel, nodes: Sequence[int], parts: Floats, remote: int) -> tuple[LayerTimes, int]:

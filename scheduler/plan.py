@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,9 @@ class Plan:
         nodes_used: nodes that compute, the coordinator among them.
         reason: one sentence for a person.
         bytes_held: weights on each node, replicas included.
+        mode: that it was made for.
+        quality: that its syncs keep; 1 for `exact`. A request that wants more must run exactly.
+        late_increase: predicted ln-perplexity increase of what comes late as a rule.
     """
 
     number: int
@@ -50,6 +53,9 @@ class Plan:
     nodes_used: tuple[int, ...]
     reason: str
     bytes_held: tuple[int, ...]
+    mode: Mode = "exact"
+    quality: float = 1.0
+    late_increase: float = 0.0
 
     @property
     def n_layers(self) -> int:
@@ -130,7 +136,12 @@ def make_plan(
     if best is None and alone is None:
         raise SchedulingError(_no_room(time))
     chosen = min((draft for draft in (alone, best) if draft), key=lambda draft: draft.seconds)
-    return _plan(time, chosen, alone, best, scores, number)
+    plan = _plan(time, chosen, alone, best, scores, number)
+    if mode == "exact":
+        return plan
+    late = time.lateness(chosen.counts, chosen.syncs)
+    increase = response.late_increase(late, plan.remote_shares) if response is not None else 0.0
+    return replace(plan, mode=mode, quality=quality, late_increase=increase)
 
 
 def plan_seconds(

@@ -23,8 +23,10 @@ from scheduler.timing import Counts, Mode, TimeModel
 _ALL_SUBSETS = 5
 # What is looked at in more detail.
 _BEST_SUBSETS = 3
+_SMALL_SIZES = (1, 2, 3)
 _BEST_FILLINGS = 8
 _BEST_LAYOUTS = 8
+_ENOUGH_DRAFTS = 12
 _BEST_DRAFTS = 3
 _SHARE_CAPS = (0.25, 0.5, 0.75, 1.0)
 
@@ -66,13 +68,17 @@ class Search:
         """The fastest draft found; None where memory allows none."""
         options: list[tuple[float, int, Filling, Layout, tuple[int, ...]]] = []
         for nodes in self._promising():
-            for head in self._heads(nodes):
+            heads = self._heads(nodes)
+            for head in heads:
                 at_head = self._time.head(head)
-                for seconds, filling, layout in self._fillings(nodes, head):
+                patient = head in (heads[0], heads[-1])
+                for seconds, filling, layout in self._fillings(nodes, head, patient=patient):
                     options.append((seconds + at_head, len(options), filling, layout, head))
         drafts: list[Draft] = []
-        for _, _, filling, layout, head in heapq.nsmallest(_BEST_FILLINGS, options):
+        for _, _, filling, layout, head in sorted(options, key=lambda option: option[:2]):
             drafts += self._round(filling, layout, head)
+            if len(drafts) >= _ENOUGH_DRAFTS:
+                break
         best: Draft | None = None
         for draft in sorted(drafts, key=lambda draft: draft.seconds)[:_BEST_DRAFTS]:
             better = self._improve(draft)
@@ -94,7 +100,13 @@ class Search:
             for order in self._orders():
                 self._look_along(order, looks)
         found = sorted((seconds, nodes) for nodes, seconds in looks.items() if np.isfinite(seconds))
-        return [nodes for _, nodes in found[:_BEST_SUBSETS]]
+        chosen = [nodes for _, nodes in found[:_BEST_SUBSETS]]
+        if self._response is not None:
+            # A first look knows nothing of quality, by which fewer workers may do.
+            sizes = (len(found[0][1]), *_SMALL_SIZES) if found else ()
+            firsts = [[nodes for _, nodes in found if len(nodes) == size][:1] for size in sizes]
+            chosen = list(dict.fromkeys(itertools.chain.from_iterable(firsts)))
+        return chosen
 
     def _look_along(self, order: list[int], looks: dict[tuple[int, ...], float]) -> None:
         """First looks at the first so many workers of an order: doubling, then around the best number."""
@@ -134,7 +146,11 @@ class Search:
     def _heads(self, nodes: Sequence[int]) -> list[tuple[int, ...]]:
         """Ways to spread the head: not at all, all of it, and as soon finished as possible."""
         n_slices = self._time.model.n_head_slices
-        heads = [self._head(nodes, n_slices), self._head(nodes, 0), self._head(nodes, None)]
+        soonest = self._head(nodes, None)
+        groups = self._time.model.n_layers * self._time.model.n_groups
+        if soonest is not None and self._room(soonest)[0] >= groups:
+            return [soonest]
+        heads = [self._head(nodes, n_slices), self._head(nodes, 0), soonest]
         return sorted({head for head in heads if head is not None}, reverse=True)
 
     def _head(self, nodes: Sequence[int], own: int | None) -> tuple[int, ...] | None:
@@ -187,14 +203,14 @@ class Search:
         return group_room(time.model, time.coordinator, time.workers, head)
 
     def _fillings(
-        self, nodes: tuple[int, ...], head: Sequence[int]
+        self, nodes: tuple[int, ...], head: Sequence[int], *, patient: bool
     ) -> Iterator[tuple[float, Filling, Layout]]:
         """Cuts worth rounding, whatever their quality, with their seconds, about."""
         time, room = self._time, self._room(head)
         n_layers = time.model.n_layers
         for filling in fill(time, nodes, room, self._mode)[:_BEST_FILLINGS]:
             yield filling.seconds, filling, even_layout(n_layers, filling.remote_layers)
-        if self._response is None:
+        if self._response is None or not patient:
             return
         loss = self._loss(nodes)
         for syncs in {self._response.syncs_for(cap, loss, self._quality) for cap in _SHARE_CAPS}:
@@ -202,12 +218,9 @@ class Search:
             for cap in _SHARE_CAPS:
                 for filling in fill(time, nodes, room, self._mode, layout.run_length, [n_layers], cap):
                     yield filling.seconds, filling, layout
-        for seconds, layout, share in patient_layouts(time, nodes, room, self._response, self._quality, loss)[
-            :_BEST_LAYOUTS
-        ]:
-            roomy = [n_layers * time.model.n_groups, *room[1:]]
-            for filling in fill(time, nodes, roomy, self._mode, layout.run_length, [n_layers], share):
-                yield seconds, filling, layout
+        found = patient_layouts(time, nodes, room, self._response, self._quality, loss)
+        for seconds, layout, filling in found[:_BEST_LAYOUTS]:
+            yield seconds, filling, layout
 
     # Whole groups
 

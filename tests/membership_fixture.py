@@ -176,7 +176,7 @@ def played(scenario: Scenario) -> Callable[[Path], None]:
     """A test that runs on an event loop of its own, and never for long."""
 
     def test(tmp_path: Path) -> None:
-        asyncio.run(asyncio.wait_for(scenario(tmp_path), 60))
+        asyncio.run(asyncio.wait_for(scenario(tmp_path), 30))
 
     test.__name__ = scenario.__name__
     test.__doc__ = scenario.__doc__

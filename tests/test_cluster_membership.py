@@ -9,8 +9,9 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import cache
 from pathlib import Path
 
@@ -242,17 +243,22 @@ def test_unknown_and_expired_invitations_are_told_apart(table: Members, clock: C
 
 
 def test_two_devices_with_one_invitation_cannot_both_join(table: Members, clock: Clock) -> None:
-    table.invite("ab", clock.now + 900)
+    rounds, threads = 12, 4
+    together = threading.Barrier(threads, timeout=30)
 
-    def accept(number: int) -> str | None:
-        try:
-            return table.accept("ab", f"pi-{number}", "10.0.0.2:8422", bytes([number]))
-        except UnauthenticatedError:
-            return None
+    def accept(number: int) -> list[str]:
+        names = []
+        for turn in range(rounds):
+            together.wait()
+            with suppress(UnauthenticatedError):
+                names.append(table.accept(str(turn), f"pi-{turn}-{number}", "10.0.0.2:8422", bytes([number])))
+        return names
 
-    with ThreadPoolExecutor(6) as pool:
-        names = [name for name in pool.map(accept, range(6)) if name]
-    assert len(names) == 1
+    for turn in range(rounds):
+        table.invite(str(turn), clock.now + 900)
+    with ThreadPoolExecutor(threads) as pool:
+        names = [name for found in pool.map(accept, range(threads)) for name in found]
+    assert len(names) == rounds
     assert {member.name for member in table.active()} == {"first", *names}
 
 
@@ -298,6 +304,10 @@ def test_the_founders_list_adds_moves_and_takes_out(table: Members, clock: Clock
     assert table.standing("a") is Standing.REVOKED
     assert table.standing("b") is Standing.REVOKED, "who was taken out here stays out"
     assert table.standing("nobody") is Standing.UNKNOWN
+    left = table.find("a")
+    clock.now += 60
+    table.learn("first", [("first", "10.0.0.9:1"), ("c", "[fd00::4]:2")])
+    assert table.find("a") == left, "when it left does not change"
     found = table.founder()
     assert found is not None
     assert found.name == "first"

@@ -276,6 +276,27 @@ def test_parts_that_nobody_wants_any_more_go(cache: ShardCache) -> None:
     assert here(cache) == [2, 3, 4]
 
 
+def test_part_of_a_claimed_shard_stays(cache: ShardCache) -> None:
+    arriving = cache.arrive(name_of(ONE), SIZE, GO_ON)
+    assert arriving is not None
+    with arriving:
+        arriving.write(ONE[:-1])
+    part = cache.folder / "arriving" / name_of(ONE).hex()
+    os.utime(part, (1, 1))
+    with cache.claim(sizes_of(ONE)):
+        put(cache, TWO, THREE)
+        put(cache, FOUR)
+        assert len(here(cache)) == 2
+        assert part.exists()
+
+
+def test_nothing_arrived_leaves_nothing(cache: ShardCache) -> None:
+    arriving = cache.arrive(name_of(ONE), SIZE, GO_ON)
+    assert arriving is not None
+    arriving.close()
+    assert list((cache.folder / "arriving").iterdir()) == []
+
+
 def test_disk_that_takes_no_more_is_a_clear_error(tmp_path: Path) -> None:
     program = (
         "import resource\n"
@@ -288,7 +309,8 @@ def test_disk_that_takes_no_more_is_a_clear_error(tmp_path: Path) -> None:
         "        print(type(error).__name__, error, flush=True)\n"
     )
     with another_process(program, tmp_path) as process:
-        output, _ = process.communicate(timeout=60)
+        assert process.stdout is not None
+        output = process.stdout.read()
     assert output.startswith("DownloadError cannot write")
     assert "free space" in output
 
@@ -429,7 +451,9 @@ def test_processes_killed_at_any_moment_leave_nothing_that_is_wrong(tmp_path: Pa
         threading.Event().wait(generator.uniform(0.0, 0.1))
         for process in processes:
             process.kill()
-            outputs.append(process.communicate()[0])
+            assert process.stdout is not None
+            outputs.append(process.stdout.read())
+            process.communicate()
         assert outputs == ["", ""], "a part was continued wrongly"
         with ShardCache(folder, 3 * SIZE) as cache:
             for content in (ONE, TWO, THREE, FOUR):

@@ -91,7 +91,7 @@ class Device(cluster_pb2_grpc.ClusterServicer):  # type: ignore[misc]
         self.asked: list[tuple[bytes, int]] = []
         self.sent: Counter[bytes] = Counter()
         self.cut_after: int | None = None
-        self.gate: Callable[[], None] | None = None
+        self.gate: Callable[[], object] | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
@@ -328,11 +328,17 @@ def test_device_that_is_down_costs_a_try_and_no_more(
     assert sum(coordinator.sent.values()) == total(model)
 
 
+def test_source_that_fails_is_not_tried_for_each_shard(model: Model, cache: ShardCache) -> None:
+    broken = Local(model, "broken", cuts=[0] * 99)
+    assert bring(model, cache, broken, Local(model)) == model.contents
+    assert broken.calls < 15
+
+
 def test_device_that_sends_nothing_is_left_alone(
     model: Model, cache: ShardCache, coordinator: Device, neighbour: Device
 ) -> None:
     ended = threading.Event()
-    neighbour.gate = lambda: ended.wait(60) and None
+    neighbour.gate = lambda: ended.wait(60)
     silent = neighbour.as_source("silent", call_seconds=0.2)
     try:
         assert bring(model, cache, silent, coordinator.as_source(), wanted={0: [0, 1]}) != {}
@@ -361,10 +367,10 @@ def test_liar_is_found_out_and_left_out(model: Model, cache: ShardCache) -> None
 
 def test_half_a_lie_is_found_out(model: Model, cache: ShardCache) -> None:
     """The liar breaks off, so that an honest source seems to have ended what does not fit."""
-    liar = Local(model, "liar", cuts=[1000] * 99, twist=lambda content: b"x" + content[1:])
-    honest = Local(model, "honest")
-    found = bring(model, cache, liar, honest, wanted={0: [0], 1: [0], 2: [0]})
-    assert found == {(layer, 0): model.contents[layer, 0] for layer in range(3)}
+    liar = Local(model, "liar", cuts=[1000] * 99, twist=lambda content: bytes(len(content)))
+    honest = Local(model, "honest", cuts=[2000])  # so it is no better than the liar at first
+    found = bring(model, cache, liar, honest, wanted={0: [0]})
+    assert found == {(0, 0): model.contents[0, 0]}
 
 
 def test_part_that_the_disk_damaged_is_no_sources_fault(model: Model, cache: ShardCache) -> None:
@@ -409,8 +415,9 @@ def test_when_nobody_can_help_every_reason_is_told_and_what_came_is_kept(
 
 def test_liars_alone_are_not_asked_for_ever(model: Model, cache: ShardCache) -> None:
     liars = [Local(model, f"liar {number}", twist=lambda content: b"x" + content[1:]) for number in range(3)]
+    patient = Patience(rounds=100_000, first_pause_seconds=0.01, longest_pause_seconds=0.01)
     with pytest.raises(DownloadError, match="another SHA-256"):
-        bring(model, cache, *liars, wanted={0: [0]})
+        list(ShardFetch(model.manifest, {0: [0]}, cache, liars, patience=patient))
     assert [liar.calls for liar in liars] == [1, 1, 1]
 
 
@@ -483,7 +490,7 @@ def test_second_fetch_takes_over_where_the_first_is_cancelled(
             ended.wait(60)
 
     coordinator.gate = stall
-    first = ShardFetch(model.manifest, {0: [0]}, cache, [coordinator.as_source()])
+    first = ShardFetch(model.manifest, {0: [0]}, cache, [coordinator.as_source(call_seconds=3600)])
     with futures.ThreadPoolExecutor(2) as pool:
         stalled = pool.submit(list, first)
         assert sent_one.wait(60)
@@ -507,7 +514,7 @@ def test_cancelled_fetch_ends_though_the_device_is_silent(
         ended.wait(60)
 
     coordinator.gate = stall
-    fetch = ShardFetch(model.manifest, EVERYTHING, cache, [coordinator.as_source()])
+    fetch = ShardFetch(model.manifest, EVERYTHING, cache, [coordinator.as_source(call_seconds=3600)])
     with futures.ThreadPoolExecutor(1) as pool:
         run = pool.submit(list, fetch)
         assert begun.wait(60)
@@ -520,9 +527,30 @@ def test_cancelled_fetch_ends_though_the_device_is_silent(
         list(fetch)
 
 
+class Silence:
+    """A stream that brings nothing until it is closed."""
+
+    def __init__(self) -> None:
+        self.closed = threading.Event()
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        self.closed.wait()
+        raise UnavailableError("closed")
+
+    def close(self) -> None:
+        self.closed.set()
+
+
 def test_caller_that_leaves_early_leaves_no_threads_and_no_claims(model: Model, cache: ShardCache) -> None:
-    shards = iter(ShardFetch(model.manifest, EVERYTHING, cache, [Local(model)]))
-    next(shards)
+    class PartlySilent(Local):
+        def fetch(self, digest: bytes, offset: int) -> Iterator[bytes]:
+            return super().fetch(digest, offset) if digest == model.manifest.groups[0][0] else Silence()
+
+    shards = iter(ShardFetch(model.manifest, EVERYTHING, cache, [PartlySilent(model)]))
+    assert next(shards)[:2] == (0, 0)
     shards.close()  # type: ignore[attr-defined]
     assert our_threads() == []
     (claims,) = (cache.folder / "claims").iterdir()

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import click
 
 from edge_runtime.cli.terminal import Bar, printable
+from edge_runtime.errors import RequestError
 
 if TYPE_CHECKING:
     from edge_runtime.cli.remote import RemoteEngine
+    from edge_runtime.client import ContributionCounts, Mode
     from edge_runtime.engine.engine import Engine
     from edge_runtime.engine.sampling import SamplingParameters
 
@@ -79,6 +81,8 @@ class Choices:
     seed: int | None
     stop: Sequence[str]
     local: bool = False
+    mode: Mode | None = None
+    quality: float | None = None
 
     def sampling(self) -> SamplingParameters:
         """The engine's parameters.
@@ -106,10 +110,20 @@ class Choices:
 
         Raises:
             EdgeRuntimeError: as for :meth:`load`, or the daemon refuses.
+            RequestError: a quality out of range.
         """
         from edge_runtime.cli.remote import daemon_for
 
-        return daemon_for(invocation) or self.load()
+        # Checked here because an engine never looks at it.
+        if self.quality is not None and not 0 < self.quality <= 1:
+            raise RequestError(f"quality = {self.quality}; needed is a number above 0, at most 1")
+        daemon = daemon_for(invocation)
+        if daemon is not None:
+            return daemon
+        if self.mode is not None or self.quality is not None:
+            notice = "--mode and --quality change nothing: no daemon is asked, and one device alone is exact"
+            click.secho(notice, fg="yellow", err=True)
+        return self.load()
 
     def load(self) -> Engine:
         """The engine with its model, behind a progress bar.
@@ -154,6 +168,27 @@ def decode_speed(generation: Answer) -> float:
     return steps / generation.decode_seconds if steps > 0 and generation.decode_seconds > 0 else 0.0
 
 
+def contributions(generation: Answer) -> ContributionCounts | None:
+    """Of other devices to an answer; None where one computed alone, as an engine always does."""
+    found: ContributionCounts | None = getattr(generation, "contributions", None)
+    return found
+
+
+def contributions_text(counts: ContributionCounts) -> str:
+    """What became of them in shares of all: ``12 % late, 0.1 % lost``."""
+    fates = {"late": sum(counts.late), "lost": counts.lost, "recomputed": counts.recomputed}
+    everything = counts.on_time + sum(fates.values())
+    parts = [f"{_percent(number / everything)} {fate}" for fate, number in fates.items() if number > 0]
+    text = ", ".join(parts) or "all on time"
+    return f"{text}, exact from the bound of --quality on" if counts.fell_back else text
+
+
+def _percent(share: float) -> str:
+    if share < 0.0005:
+        return "under 0.1 %"
+    return f"{share:.0%}".replace("%", " %") if share >= 0.0995 else f"{share:.1%}".replace("%", " %")
+
+
 def timings(generation: Answer) -> str:
     """One line about an answer's speed."""
     computed = generation.prompt_tokens - generation.reused_tokens
@@ -164,6 +199,9 @@ def timings(generation: Answer) -> str:
         f" ({computed / max(generation.prefill_seconds, 1e-9):.0f}/s{kept})",
         f"seed {generation.seed}",
     ]
+    counts = contributions(generation)
+    if counts is not None:
+        parts.append(f"contributions {contributions_text(counts)}")
     origin = getattr(generation, "origin", "")
     if origin:
         parts.append(origin)

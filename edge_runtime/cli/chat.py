@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge_runtime.cli.answer import Answer, Answerer, Choices, show_timings, stream, write_text
-from edge_runtime.cli.options import engine_options, sampling_options
+from edge_runtime.cli.options import cluster_options, engine_options, sampling_options
 from edge_runtime.cli.remote import local_option
 from edge_runtime.errors import ChatTemplateError, ContextOverflowError, RequestError
 
@@ -28,6 +28,7 @@ Ctrl-C stops an answer."""
 @click.command("chat")
 @engine_options
 @sampling_options
+@cluster_options
 @click.option("--system", metavar="TEXT", help="Instructions that come before the conversation.")
 @click.option("-v", "--verbose", is_flag=True, help="Show speed after every answer.")
 @local_option

@@ -128,3 +128,22 @@ sampling_options = _all(
         click.option("--stop", multiple=True, metavar="TEXT", help="End before this text. May be repeated."),
     ]
 )
+
+# Of a model that the daemon has spread over a cluster.
+cluster_options = _all(
+    [
+        click.option(
+            "--mode",
+            type=click.Choice(["exact", "relaxed"]),
+            help="Of a daemon's model that is spread over several devices. exact: waits for each. relaxed: "
+            "adds what comes late when it comes.  [default: the daemon's setting]",
+        ),
+        click.option(
+            "--quality",
+            metavar="Q",
+            type=float,
+            help="What --mode relaxed may lose; 0.99: a perplexity 1 % worse.  "
+            "[default: the daemon's setting]",
+        ),
+    ]
+)

@@ -12,7 +12,7 @@ from click.core import ParameterSource
 from edge_runtime.errors import EdgeRuntimeError, ModelNotFoundError, UnauthenticatedError, UnavailableError
 
 if TYPE_CHECKING:
-    from edge_runtime.client import Client, Stream
+    from edge_runtime.client import Client, ContributionCounts, Mode, Stream
     from edge_runtime.daemon.runtime_file import RunningDaemon
     from edge_runtime.engine.sampling import SamplingParameters
 
@@ -71,7 +71,7 @@ def daemon_for(context: click.Context) -> RemoteEngine | None:
 
     client = Client.local()
     try:
-        return RemoteEngine(client, model)
+        return RemoteEngine(client, model, asked["mode"], asked["quality"])
     except ModelNotFoundError:
         client.close()
         if not model:
@@ -88,6 +88,7 @@ class RemoteEngine:
     Args:
         client: closed with this.
         model: name in the daemon's store; empty for its default.
+        mode, quality: of every answer; None for the daemon's settings.
 
     Attributes:
         chat_template: something, where the model has one, else None; what it is only the daemon needs.
@@ -96,9 +97,13 @@ class RemoteEngine:
         ModelNotFoundError: the daemon has no such model.
     """
 
-    def __init__(self, client: Client, model: str) -> None:
+    def __init__(
+        self, client: Client, model: str, mode: Mode | None = None, quality: float | None = None
+    ) -> None:
         self._client = client
         self._model = model
+        self._mode = mode
+        self._quality = quality
         self._context: int | None = None
         description = client.models.describe(model)
         self._trained = description.context
@@ -166,6 +171,8 @@ class RemoteEngine:
             "repetition_penalty": sampling.repetition_penalty,
             "seed": sampling.seed,
             "stop": tuple(stop),
+            "mode": self._mode,
+            "quality": self._quality,
         }
 
 
@@ -221,6 +228,11 @@ class RemoteAnswer:
     def decode_seconds(self) -> float:
         """After it."""
         return self._stream.usage.decode_seconds if self._stream.usage else 0.0
+
+    @property
+    def contributions(self) -> ContributionCounts | None:
+        """Of the daemon's other devices; None before the end, and where it computed alone."""
+        return self._stream.usage.contributions if self._stream.usage else None
 
 
 def fetch_status(running: RunningDaemon) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,20 +12,25 @@ from edge_runtime.cli.answer import (
     Answer,
     Answerer,
     Choices,
+    contributions,
     decode_speed,
     show_timings,
     stream,
     write_text,
 )
-from edge_runtime.cli.options import engine_options, json_option, sampling_options
+from edge_runtime.cli.options import cluster_options, engine_options, json_option, sampling_options
 from edge_runtime.cli.remote import local_option
 from edge_runtime.errors import RequestError
+
+if TYPE_CHECKING:
+    from edge_runtime.client import ContributionCounts
 
 
 @click.command("run")
 @click.argument("prompt", required=False)
 @engine_options
 @sampling_options
+@cluster_options
 @click.option("--system", metavar="TEXT", help="Instructions that come before the prompt.")
 @click.option("--raw", is_flag=True, help="Continue the prompt as plain text, without the chat template.")
 @click.option("-v", "--verbose", is_flag=True, help="Show speed and seed, also where stderr is no terminal.")
@@ -107,6 +112,7 @@ def _start(
 def _answer(generation: Answer, model: str) -> dict[str, Any]:
     pieces: list[str] = []
     stream(generation, pieces.append, title=f"reading {generation.prompt_tokens} tokens")
+    counts = contributions(generation)
     return {
         "model": model,
         "text": "".join(pieces),
@@ -118,4 +124,15 @@ def _answer(generation: Answer, model: str) -> dict[str, Any]:
         "prefill_seconds": round(generation.prefill_seconds, 6),
         "decode_seconds": round(generation.decode_seconds, 6),
         "decode_tokens_per_second": round(decode_speed(generation), 2),
+        **({} if counts is None else {"contributions": _rounded(counts)}),
+    }
+
+
+def _rounded(counts: ContributionCounts) -> dict[str, Any]:
+    return {
+        "on_time": round(counts.on_time, 6),
+        "late": [round(number, 6) for number in counts.late],
+        "lost": round(counts.lost, 6),
+        "recomputed": round(counts.recomputed, 6),
+        "fell_back": counts.fell_back,
     }

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypedDict
 
 FinishReason = Literal["stop", "length"]
+Mode = Literal["exact", "relaxed"]
 RequestState = Literal["queued", "prefill", "decode"]
 
 
@@ -41,6 +42,11 @@ class GenerationOptions(TypedDict, total=False):
         logprobs: how many alternatives to report beside each token, 0 to 20; by default no
             log-probabilities at all.
         timeout: seconds until the request is given up, waiting included; by default the client's.
+        mode: of a model that is spread over several devices: ``exact`` waits for each of them, ``relaxed``
+            adds what comes late when it comes; by default the daemon's setting. One device alone is always
+            exact.
+        quality: what a relaxed answer may lose: 0.99 allows a perplexity 1 % worse; above 0 to 1, by default
+            the daemon's setting.
     """
 
     model: str
@@ -57,6 +63,8 @@ class GenerationOptions(TypedDict, total=False):
     stop: str | Sequence[str]
     logprobs: int | None
     timeout: float | None
+    mode: Mode | None
+    quality: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +117,29 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
+class ContributionCounts:
+    """What became of other devices' contributions to an answer.
+
+    A contribution is what one device computes of one layer for one token. One that came in parts counts as
+    its parts, so these are no whole numbers.
+
+    Attributes:
+        on_time: there when the next layer began.
+        late: late[k - 1] of them came k layers later, and were added then; the last number counts all that
+            came later still.
+        lost: never came within their token.
+        recomputed: computed by the daemon's own device in another one's place.
+        fell_back: whether a relaxed answer reached its quality's bound, and went on exactly.
+    """
+
+    on_time: float
+    late: tuple[float, ...]
+    lost: float
+    recomputed: float
+    fell_back: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
     """What an answer took.
 
@@ -118,6 +149,7 @@ class Usage:
         reused_tokens: those of the prompt that were in the KV cache already.
         queue_seconds, prefill_seconds, decode_seconds: until the work began, from then until the first
             token, from then until the last.
+        contributions: of other devices; None where one computed alone.
     """
 
     finish_reason: FinishReason
@@ -128,6 +160,7 @@ class Usage:
     queue_seconds: float
     prefill_seconds: float
     decode_seconds: float
+    contributions: ContributionCounts | None = None
 
     @property
     def tokens_per_second(self) -> float:

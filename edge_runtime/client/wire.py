@@ -10,11 +10,12 @@ from edge_runtime.errors import RequestError
 from edge_runtime.v1 import daemon_pb2, inference_pb2, models_pb2
 
 _SAMPLING = tuple(field.name for field in inference_pb2.Sampling.DESCRIPTOR.fields)
-_OPTIONS = frozenset((*_SAMPLING, "model", "max_tokens", "stop", "logprobs", "timeout"))
+_OPTIONS = frozenset(types.GenerationOptions.__annotations__)
 _REASONS: dict[int, types.FinishReason] = {
     inference_pb2.FINISH_REASON_STOP: "stop",
     inference_pb2.FINISH_REASON_LENGTH: "length",
 }
+_MODES = {"exact": inference_pb2.MODE_EXACT, "relaxed": inference_pb2.MODE_RELAXED}
 _STATES: dict[int, types.RequestState] = {
     daemon_pb2.REQUEST_STATE_QUEUED: "queued",
     daemon_pb2.REQUEST_STATE_PREFILL: "prefill",
@@ -110,7 +111,17 @@ def _generation_fields(options: types.GenerationOptions) -> dict[str, Any]:
         "max_tokens": options.get("max_tokens"),
         "stop": [stop] if isinstance(stop, str) else stop,
         "logprobs": options.get("logprobs"),
+        "mode": _mode(options.get("mode")),
+        "quality": options.get("quality"),
     }
+
+
+def _mode(mode: str | None) -> inference_pb2.Mode | None:
+    if mode is None:
+        return None
+    if not isinstance(mode, str) or mode not in _MODES:
+        raise RequestError("mode is neither 'exact' nor 'relaxed'")
+    return _MODES[mode]
 
 
 # --- from messages ----------------------------------------------------------------------------
@@ -144,6 +155,17 @@ def usage(message: inference_pb2.Finished) -> types.Usage:
         queue_seconds=message.queue_seconds,
         prefill_seconds=message.prefill_seconds,
         decode_seconds=message.decode_seconds,
+        contributions=_contributions(message.contributions) if message.HasField("contributions") else None,
+    )
+
+
+def _contributions(message: inference_pb2.ContributionCounts) -> types.ContributionCounts:
+    return types.ContributionCounts(
+        on_time=message.on_time,
+        late=tuple(message.late),
+        lost=message.lost,
+        recomputed=message.recomputed,
+        fell_back=message.fell_back,
     )
 
 

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime.engine.architecture import Hyperparameters
+from edge_runtime.engine.architecture import read_hyperparameters
 from edge_runtime.engine.gguf import GGUFFile
 from edge_runtime.engine.group_slices import GroupSlices
 from edge_runtime.errors import ModelFileError, UnsupportedModelError
@@ -128,17 +128,17 @@ def save_calibration(calibration: Calibration, gguf: GGUFFile) -> Path:
 # --- reading ----------------------------------------------------------------------------------
 
 
-def find_calibration(gguf: GGUFFile, hyperparameters: Hyperparameters) -> Calibration | None:
+def find_calibration(gguf: GGUFFile) -> Calibration | None:
     """The calibration beside a model; None where there is none.
 
     Raises:
         ModelFileError: it is damaged, or of another model.
     """
     path = calibration_path(gguf.path)
-    return load_calibration(path, gguf, hyperparameters) if path.is_file() else None
+    return load_calibration(path, gguf) if path.is_file() else None
 
 
-def load_calibration(path: Path, gguf: GGUFFile, hyperparameters: Hyperparameters) -> Calibration:
+def load_calibration(path: Path, gguf: GGUFFile) -> Calibration:
     """Read a calibration of this model; nothing in it is trusted.
 
     Raises:
@@ -146,12 +146,10 @@ def load_calibration(path: Path, gguf: GGUFFile, hyperparameters: Hyperparameter
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            return _Reader(path, archive).read(gguf, hyperparameters)
+            return _Reader(path, archive).read(gguf)
     except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise _damaged(path, str(error) or type(error).__name__) from error
     except (ValueError, OverflowError, SyntaxError, SchedulingError) as error:
-        if isinstance(error, ModelFileError):
-            raise
         raise _damaged(path, str(error)[:200]) from error
 
 
@@ -168,13 +166,13 @@ class _Reader:
         self._path = path
         self._archive = archive
 
-    def read(self, gguf: GGUFFile, hp: Hyperparameters) -> Calibration:
+    def read(self, gguf: GGUFFile) -> Calibration:
         meta = self._meta()
         if meta["model"] != model_identity(gguf):
             raise ModelFileError(
-                f"{self._path} belongs to another model than {gguf.path}; make it anew with `edgert calibrate`"
+                f"{self._path} is not of the model {gguf.path}; make it anew with `edgert calibrate`"
             )
-        shape = GroupSlices(gguf, hp, meta["group_size"]).shape
+        shape = GroupSlices(gguf, read_hyperparameters(gguf), meta["group_size"]).shape
         n_layers, n_groups = shape.n_layers, shape.n_groups
         n_rungs, n_shares, n_late = len(meta["syncs"]), len(meta["shares"]), meta["n_late"]
         shares = tuple(map(float, meta["shares"]))

@@ -68,7 +68,6 @@ class Coordinator:
     ) -> None:
         self._model = model
         self._steps = LayerSteps(model)
-        self._computer = computer
         self._shares = shares
         self._link = link
         self._tails = tails
@@ -76,6 +75,7 @@ class Coordinator:
         self._response = response
         self._plan_quality = quality
         self._fills = fills
+        self._step = 0
         self._syncs_of: dict[float, frozenset[int]] = {}
         self._forms = [kernel_form(gate) for gate, _, _ in computer.shape.types]
         n_workers = len(shares.plan.groups[0]) - 1
@@ -87,6 +87,11 @@ class Coordinator:
     def plan_shares(self) -> PlanShares:
         """Of the plan in force."""
         return self._shares
+
+    @property
+    def totals(self) -> Contributions:
+        """What became of all contributions under this plan."""
+        return self._outstanding.totals
 
     # --- one forward pass ---------------------------------------------------------------------
 
@@ -102,13 +107,14 @@ class Coordinator:
         self._look_after_workers()
         started = time.perf_counter()
         x = self._steps.begin(batch)
+        self._step += 1  # one count for both links: they are of the same sessions
         n_rows = len(x)
         if n_rows > MAX_DATAGRAM_ROWS and self._prefill is not None:
-            failed = self._prefill.run(self._steps, self._shares, x, self._asked_workers())
+            failed = self._prefill.run(self._step, self._steps, self._shares, x, self._asked_workers())
             for worker in failed:
                 self.health[worker].fail(time.perf_counter())
         else:
-            self._outstanding.begin(self._shares, requests, exact=exact)
+            self._outstanding.begin(self._step, self._shares, requests, exact=exact)
             self._layers(x, exact, syncs)
             self.times.end_token(time.perf_counter() - started)
         logits = self._steps.logits(x)
@@ -127,9 +133,7 @@ class Coordinator:
             np.copyto(x, residual)
             workers = shares.workers[layer]
             self._ask(layer, [w for w in workers if w in asked], x, ffn_input, exact, checked)
-            own = shares.own[layer]
-            if own is not None:
-                x += self._computer.compute(own, ffn_input)
+            shares.compute_own(layer, ffn_input, x)
             for worker in workers:
                 if worker not in asked:
                     x += shares.compute(layer, worker, ffn_input)
@@ -150,7 +154,7 @@ class Coordinator:
         if not workers:
             return
         content, kept, target = encode(self._forms[layer], inputs), inputs.copy(), x.reshape(-1)
-        spot = self._outstanding.step % (_CHECK_EVERY * len(self._shares.own)) == layer * _CHECK_EVERY
+        spot = self._step % (_CHECK_EVERY * len(self._shares.own)) == layer * _CHECK_EVERY
         now = time.perf_counter()
         for worker in workers:
             fill = None
@@ -217,6 +221,6 @@ class Coordinator:
                 pass
 
     def close(self, after: Coordinator | None = None) -> None:
-        """Free what is its own and what the one after it does not use; model and link stay. Safe to call twice."""
+        """Free what is its own, and not used by the one after it; model and link stay. Safe to call twice."""
         self._shares.close(after._shares if after is not None else None)
         self._steps.close()

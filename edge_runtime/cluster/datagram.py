@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from enum import IntEnum
+from math import isfinite
 from struct import Struct
 from typing import NamedTuple
 
@@ -284,8 +285,11 @@ def answer_values(body: bytes, total: int, fragment: int, n_fragments: int, form
 
 
 def is_sound(values: Floats) -> bool:
-    """Whether all values are finite, and none so large that its square is not; 0.4 µs for 320 values."""
-    return bool(np.dot(values, values) < np.inf)
+    """Whether all values are finite, and none so large that its square is not.
+
+    A third of what `np.isfinite` takes; `vdot`, unlike `dot`, has no warning for what a peer sends.
+    """
+    return isfinite(np.vdot(values, values))
 
 
 def chosen(bodies: list[bytes], missing: int) -> Iterable[bytes]:

@@ -42,8 +42,8 @@ class HeldShares:
     def missing(self, wanted: Wanted) -> dict[int, tuple[int, ...]]:
         """Of what a plan wants, the layers whose share is not held as it is."""
         held = self._held()
-        wanted = {layer: tuple(sorted(numbers)) for layer, numbers in wanted.items() if numbers}
-        return {layer: numbers for layer, numbers in wanted.items() if (layer, numbers) not in held}
+        whole = {layer: tuple(sorted(numbers)) for layer, numbers in wanted.items() if numbers}
+        return {layer: numbers for layer, numbers in whole.items() if (layer, numbers) not in held}
 
     def load(self, plan: int, wanted: Wanted, ready: Iterable[ReadyShard]) -> None:
         """Make a plan's shares: from what is held, and from shards as they arrive.
@@ -115,8 +115,8 @@ class HeldShares:
             if shares is not None and len(self._plans) > 1 and next(reversed(self._plans)) == plan:
                 self._drop_oldest()  # a plan that is asked for has replaced the one before
             released, self._released = self._released, []
-        for share in released:
-            share.close()
+        for unused in released:
+            unused.close()
         share = shares.get(layer) if shares is not None else None
         if share is None:
             raise RefusedError(RefusalReason.PLAN)

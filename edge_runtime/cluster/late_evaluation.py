@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from edge_runtime.engine.activations import ActivationForm, decode, encode
 from edge_runtime.engine.batch import Batch
-from edge_runtime.engine.group_slices import GroupSlices
+from edge_runtime.engine.group_slices import GroupSlices, PartitionShape
 from edge_runtime.engine.layer_steps import LayerSteps
 from edge_runtime.engine.model import Model
 from edge_runtime.engine.shares import Share, ShareComputer
@@ -22,11 +22,13 @@ from edge_runtime.errors import RequestError
 
 Floats = NDArray[np.float32]
 Outcomes = NDArray[np.int8]
-"""(n_rows, n_layers, n_parts), or one row for all: `ON_TIME`, late by so many layers, or `LOST`.
+"""int8 (n_rows, n_layers, n_parts), or one row for all: `ON_TIME`, late by so many layers, or `LOST`.
 
 Parts are fragments of workers' contributions: worker 0's fragments, then worker 1's. What would come
 after the last layer is lost.
 """
+
+Groups = tuple[int, ...]
 
 ON_TIME, LOST = 0, -1
 MAX_LATE = 127  # that an outcome can say
@@ -56,8 +58,8 @@ class LateEvaluation:
         self._slices = slices
         self.steps = LayerSteps(model)
         self.computer = ShareComputer(slices.shape, model.backend)
-        self._shares: dict[tuple[int, tuple[int, ...]], Share] = {}
-        self.split([])
+        self._shares: dict[tuple[int, Groups], Share] = {}
+        self._workers: list[list[Share | None]] = []
 
     def split(
         self,
@@ -65,7 +67,7 @@ class LateEvaluation:
         n_fragments: int = 1,
         form: ActivationForm = ActivationForm.F32,
     ) -> None:
-        """Give each worker its groups; all others are computed here and never late.
+        """Give each worker its groups; all others are computed here and never late. Needed before `run`.
 
         Args:
             workers: [worker][layer] -> neuron groups, which may be none.
@@ -82,13 +84,14 @@ class LateEvaluation:
                 f"{len(workers)} workers with {n_fragments} fragments; possible are {_MAX_WORKERS} and "
                 f"1 to {_MAX_FRAGMENTS}"
             )
-        before, self._shares = self._shares, {}
-        try:
-            self._workers = [self._split_layer(layer, workers, before) for layer in range(shape.n_layers)]
-        finally:
-            for key, share in before.items():
-                if key not in self._shares:
-                    share.close()
+        nodes = [_of_layer(layer, workers, shape) for layer in range(shape.n_layers)]
+        wanted = {(layer, groups) for layer, of in enumerate(nodes) for groups in of if groups}
+        self._workers = []
+        for key in self._shares.keys() - wanted:  # first, so that memory never holds both
+            self._shares.pop(key).close()
+        self._workers = [
+            [self._hold(layer, groups) if groups else None for groups in of] for layer, of in enumerate(nodes)
+        ]
         units = -(-shape.n_embd // _FRAGMENT_UNIT)
         size = -(-units // n_fragments) * _FRAGMENT_UNIT
         # (n_embd,) the fragment that each value travels in.
@@ -97,34 +100,11 @@ class LateEvaluation:
         self.n_parts = len(workers) * n_fragments
         self._form = form
 
-    def _split_layer(
-        self,
-        layer: int,
-        workers: Sequence[Sequence[Sequence[int]]],
-        before: dict[tuple[int, tuple[int, ...]], Share],
-    ) -> list[Share | None]:
-        """This device's share of a layer, then each worker's."""
-        if any(len(layers) != self.shape.n_layers for layers in workers):
-            raise RequestError(f"groups of each of {self.shape.n_layers} layers are needed for every worker")
-        groups = [sorted(layers[layer]) for layers in workers]
-        taken = {group for of_worker in groups for group in of_worker}
-        if len(taken) != sum(map(len, groups)):
-            raise RequestError(f"layer {layer}: a neuron group was given away twice")
-        own = [group for group in range(self.shape.n_groups) if group not in taken]
-        return [self._hold(layer, tuple(of_node), before) for of_node in (own, *groups)]
-
-    def _hold(
-        self, layer: int, groups: tuple[int, ...], before: dict[tuple[int, tuple[int, ...]], Share]
-    ) -> Share | None:
-        if not groups:
-            return None
-        share = before.get((layer, groups))
+    def _hold(self, layer: int, groups: Groups) -> Share:
+        share = self._shares.get((layer, groups))
         if share is None:
-            if groups[0] < 0 or groups[-1] >= self.shape.n_groups:
-                raise RequestError(f"layer {layer} has the neuron groups 0 to {self.shape.n_groups - 1}")
             content = {group: self._slices.group(layer, group) for group in groups}
-            share = self.computer.share(layer, content)
-        self._shares[layer, groups] = share
+            share = self._shares[layer, groups] = self.computer.share(layer, content)
         return share
 
     # --- running ------------------------------------------------------------------------------
@@ -157,9 +137,13 @@ class LateEvaluation:
             RequestError: as `LayerSteps.begin`, or outcomes of another shape.
             ContextOverflowError: the KV cache has too few free cells.
         """
+        if not self._workers:
+            raise RequestError("the groups must be split before anything is run")
+        if start and (residuals is None or not start < len(residuals)):
+            raise RequestError(f"to start at layer {start}, the residual stream before it is needed")
         x = self.steps.begin(batch)
         self._check(outcomes, len(x))
-        if start and residuals:
+        if start and residuals is not None:
             x = residuals[start].copy()
         owed: dict[int, Floats] = {}
         for layer in range(start, self.shape.n_layers):
@@ -174,12 +158,7 @@ class LateEvaluation:
                 if share is not None:
                     contribution = self._travelled(self.computer.compute(share, ffn_input))
                     by = self._lateness(outcomes, layer, worker)
-                    mean = (
-                        means[layer, list(share.ids)].sum(axis=0, dtype=np.float32)
-                        if means is not None
-                        else 0.0
-                    )
-                    _fold(x, contribution, by, mean, layer + 1, owed)
+                    _fold(x, contribution, by, _mean(means, share), layer + 1, owed)
             late = owed.pop(layer + 1, None)
             if late is not None:
                 x += late
@@ -218,6 +197,30 @@ class LateEvaluation:
         self._workers = []
         self.computer.close()
         self.steps.close()
+
+
+def _of_layer(layer: int, workers: Sequence[Sequence[Sequence[int]]], shape: PartitionShape) -> list[Groups]:
+    """This device's groups of a layer, then each worker's.
+
+    Raises:
+        RequestError: there are no such groups, or two workers have the same one.
+    """
+    if any(len(layers) != shape.n_layers for layers in workers):
+        raise RequestError(f"groups of each of {shape.n_layers} layers are needed for every worker")
+    groups = [tuple(sorted(layers[layer])) for layers in workers]
+    taken = {group for of_worker in groups for group in of_worker}
+    if len(taken) != sum(map(len, groups)):
+        raise RequestError(f"layer {layer}: a neuron group was given away twice")
+    if not taken <= set(range(shape.n_groups)):
+        raise RequestError(f"layer {layer} has the neuron groups 0 to {shape.n_groups - 1}")
+    return [tuple(group for group in range(shape.n_groups) if group not in taken), *groups]
+
+
+def _mean(means: NDArray[np.floating] | None, share: Share) -> Floats | float:
+    if means is None:
+        return 0.0
+    mean: Floats = means[share.layer, list(share.ids)].sum(axis=0, dtype=np.float32)
+    return mean
 
 
 def _fold(

@@ -5,20 +5,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+import platform
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from edge_runtime import __version__
 from edge_runtime.addresses import join_address, split_address
 from edge_runtime.cluster.authority import open_authority
+from edge_runtime.cluster.control_gate import current_caller
 from edge_runtime.cluster.control_server import ControlServer, DeviceDescription
 from edge_runtime.cluster.identity import Identity, database_of, read_identity
 from edge_runtime.cluster.members import Members
 from edge_runtime.cluster.peers import REFRESH_SECONDS, Peer, Peers
+from edge_runtime.cluster.report import ClusterReport, MemberReport, MemberState
 from edge_runtime.cluster.settings import ClusterSettings
 from edge_runtime.cluster.shard_cache import ShardCache
 from edge_runtime.cluster.shard_source import ShardSource
 from edge_runtime.cluster.worker import Worker
 from edge_runtime.errors import EdgeRuntimeError
+
+if TYPE_CHECKING:
+    from edge_runtime.cluster.partitioned_model import PartitionedModel
 
 _log = logging.getLogger("edgert.cluster")
 
@@ -147,6 +155,9 @@ class ClusterNode:
                     await self._changed.wait()
 
     def _describe(self) -> DeviceDescription:
+        caller = current_caller().name
+        if not any(peer.member.name == caller and peer.description is not None for peer in self.peers):
+            self.look_again()  # it was not there at the last look, and now it is
         temperature, battery = self._strain()
         return DeviceDescription(
             memory_bytes=self._worker.memory_bytes,
@@ -154,6 +165,30 @@ class ClusterNode:
             temperature=temperature,
             battery=battery,
             models=self._worker.models(),
+        )
+
+    def report(self, models: Sequence[PartitionedModel]) -> ClusterReport:
+        """The cluster as it was at the last look, and the models that are spread over it."""
+        temperature, battery = self._strain()
+        host, port = split_address(self.settings.listen)
+        here = MemberReport(
+            self.identity.name,
+            self.settings.address or join_address(host, self.port or port),
+            "here",
+            version=__version__,
+            machine=platform.machine(),
+            lent_bytes=self._worker.memory_bytes,
+            threads=self._worker.threads,
+            temperature=temperature,
+            battery=battery,
+        )
+        return ClusterReport(
+            name=self.identity.name,
+            is_founder=self.identity.is_founder,
+            fingerprint=self.identity.fingerprint,
+            address=here.address,
+            members=(here, *(member_report(peer, models) for peer in self.peers)),
+            models=tuple(model.report() for model in models),
         )
 
     async def stop(self) -> None:
@@ -170,3 +205,35 @@ class ClusterNode:
         await self.connections.close()
         await self._worker.close()
         self._cache.close()
+
+
+def member_report(peer: Peer, models: Sequence[PartitionedModel]) -> MemberReport:
+    """Another member as it last answered, and how it does its part in this device's models."""
+    description = peer.description
+    if description is None:
+        return MemberReport(peer.member.name, peer.member.address, "gone", peer.error)
+    state: MemberState = "idle"
+    reason = ""
+    for model in models:
+        health = model.health_of(peer.member.name)
+        if health is None:
+            continue
+        if health.expelled:
+            state, reason = "expelled", health.expelled
+        elif health.is_paused:
+            state, reason = "paused", "it did not answer in time"
+        elif state == "idle":
+            state = "works"
+    return MemberReport(
+        peer.member.name,
+        peer.member.address,
+        state,
+        reason,
+        version=description.version,
+        machine=description.machine,
+        lent_bytes=description.memory_bytes,
+        threads=description.threads,
+        temperature=description.temperature or None,
+        battery=description.battery if description.battery < 100 else None,
+        round_trip_seconds=peer.round_trip_seconds,
+    )

@@ -50,14 +50,16 @@ class Outstanding:
         self._pending: dict[tuple[int, int], Pending] = {}
         self._blocking = False
         self.step = 0
+        self.totals = Contributions()
 
-    def begin(self, shares: PlanShares, requests: Sequence[Contributions], *, exact: bool) -> None:
-        """A new token: what is still on its way belongs to the past."""
-        self.step = self.step % 0xFFFFFFFF + 1
+    def begin(self, step: int, shares: PlanShares, requests: Sequence[Contributions], *, exact: bool) -> None:
+        """A new token of these requests: what is still on its way belongs to the past."""
+        self.step = step
         self._link.begin_step(self.step)
         self._pending.clear()
         self._shares = shares
         self._requests = requests
+        self._counted = (*requests, self.totals)
         self._exact = exact
 
     # --- asking -------------------------------------------------------------------------------
@@ -109,7 +111,7 @@ class Outstanding:
         if not pending.fold(answer.first, answer.values, answer.fragment, answer.n_fragments):
             return
         part = len(answer.values) / pending.target.size
-        for request in self._requests:
+        for request in self._counted:
             request.came(answer.layer, part, pending.share, boundary - answer.layer - 1)
         if pending.complete:
             del self._pending[answer.layer, answer.worker]
@@ -240,13 +242,13 @@ class Outstanding:
 
     def count_recomputed(self, part: float) -> None:
         """So much of a contribution was computed here in a worker's place."""
-        for request in self._requests:
+        for request in self._counted:
             request.recomputed += part
 
     def give_up(self) -> None:
         """At the end of the token: what is still outstanding is lost."""
         for pending in self._pending.values():
             pending.settle()
-            for request in self._requests:
+            for request in self._counted:
                 request.went_missing(pending.layer, pending.part_missing, pending.share)
         self._pending.clear()

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import grpc
@@ -18,10 +18,12 @@ from edge_runtime.cluster.grpc_link import GrpcLink
 from edge_runtime.cluster.node import ClusterNode
 from edge_runtime.cluster.peers import Peer
 from edge_runtime.cluster.profiling import EXCHANGE_SECONDS, ping_all
+from edge_runtime.cluster.report import NodeShare
 from edge_runtime.cluster.udp_link import UdpLink
 from edge_runtime.engine.group_slices import PartitionShape
 from edge_runtime.errors import EdgeRuntimeError
 from edge_runtime.v1 import cluster_pb2 as wire
+from scheduler.plan import Plan
 from scheduler.profiles import DeviceProfile, LinkProfile
 from scheduler.profiles import Worker as PlannedWorker
 
@@ -77,9 +79,6 @@ class Participants:
         self.link = link
         self.bulk = bulk
 
-    def __iter__(self) -> Iterable[Participant]:
-        return iter(self.members)
-
     @property
     def names(self) -> frozenset[str]:
         """Of all."""
@@ -100,9 +99,7 @@ class Participants:
             channel.close()
 
 
-async def gather(
-    node: ClusterNode, peers: Sequence[Peer], model: str, shape: PartitionShape
-) -> Participants:
+async def gather(node: ClusterNode, peers: Sequence[Peer], model: str, shape: PartitionShape) -> Participants:
     """Open sessions with those who lend memory, and measure them and the links to them."""
     lending = [peer for peer in peers if peer.description is not None and peer.description.memory_bytes]
     found = await asyncio.gather(
@@ -123,9 +120,7 @@ async def gather(
     if transport != "grpc" and all(member.datagram_port for member in members):
         link = UdpLink("::" if any(":" in _host(member) for member in members) else "0.0.0.0")
         for member in members:
-            link.add_worker(
-                member.node, _host(member), member.datagram_port, member.session, member.secret
-            )
+            link.add_worker(member.node, _host(member), member.datagram_port, member.session, member.secret)
         profiles = await asyncio.to_thread(ping_all, link, [member.node for member in members])
         for member in members:
             profile = profiles[member.node]
@@ -140,6 +135,37 @@ async def gather(
     return Participants(members, "grpc", bulk, bulk)
 
 
+def node_shares(plan: Plan, own_speed: float, participants: Participants) -> tuple[NodeShare, ...]:
+    """What each node of a plan computes, this device first."""
+    found = []
+    for node, (name, groups, share, slices, held, copies) in enumerate(plan.explain()):
+        if node == 0:
+            found.append(NodeShare(name, groups, share, slices, held, own_speed))
+            continue
+        member = participants.members[node - 1]
+        link, counts = member.planned().link, participants.link.statistics(node)
+        found.append(
+            NodeShare(
+                name,
+                groups,
+                share,
+                slices,
+                held,
+                member.device.bytes_per_second,
+                link.round_trip_seconds,
+                link.jitter_seconds,
+                link.loss,
+                copies,
+                counts.sent,
+                counts.received,
+                counts.repeats,
+                counts.bad,
+                counts.forged,
+            )
+        )
+    return tuple(found)
+
+
 async def _open(
     node: ClusterNode, peer: Peer, number: int, model: str, shape: PartitionShape
 ) -> Participant | None:
@@ -152,9 +178,7 @@ async def _open(
         gate, _, down = shape.types[0]
         speed = await client.measure_compute(shape.n_embd, _neurons(shape), gate, down)
         measured = await client.measure_link()
-        port = await client.open_session(
-            wire.OpenSessionRequest(model=model, session=session, secret=secret)
-        )
+        port = await client.open_session(wire.OpenSessionRequest(model=model, session=session, secret=secret))
     except EdgeRuntimeError as error:
         _log.warning("%s takes no part: %s", name, error)
         return None

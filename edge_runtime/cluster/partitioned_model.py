@@ -7,8 +7,7 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import psutil
@@ -18,21 +17,23 @@ from edge_runtime.cluster.calibration_file import Calibration, find_calibration
 from edge_runtime.cluster.contributions import Contributions
 from edge_runtime.cluster.coordinator import Coordinator
 from edge_runtime.cluster.fills import Fills
-from edge_runtime.cluster.manifest import Manifest, load_manifest
+from edge_runtime.cluster.manifest import load_manifest
 from edge_runtime.cluster.node import ClusterNode
-from edge_runtime.cluster.participants import Participant, Participants, gather
+from edge_runtime.cluster.participants import Participant, Participants, gather, node_shares
 from edge_runtime.cluster.plan_shares import PlanShares
 from edge_runtime.cluster.prefill import Prefill
 from edge_runtime.cluster.profiling import model_profile
+from edge_runtime.cluster.report import LayerReport, PartitionReport
 from edge_runtime.cluster.settings import Mode
 from edge_runtime.cluster.shard_cache import default_folder
+from edge_runtime.cluster.worker_health import WorkerHealth
 from edge_runtime.engine.batch import Batch, Result
 from edge_runtime.engine.decoding import Decoding
 from edge_runtime.engine.engine import Engine
 from edge_runtime.engine.group_slices import GroupSlices
 from edge_runtime.engine.share_speed import measure_share
 from edge_runtime.engine.shares import ShareComputer
-from edge_runtime.errors import EdgeRuntimeError, OutOfMemoryError, RequestError
+from edge_runtime.errors import EdgeRuntimeError, RequestError
 from edge_runtime.v1 import cluster_pb2 as wire
 from scheduler.deadlines import Tails
 from scheduler.errors import SchedulingError
@@ -59,11 +60,13 @@ class PartitionedModel:
     Make and use it on the daemon's event loop: `start`, `replan` when members come and go, `close`.
 
     Args:
+        name: of the model.
         engine: loaded with ``ffn=False``.
         between_tokens: used from the first plan on; until then nothing else runs the engine.
     """
 
-    def __init__(self, engine: Engine, node: ClusterNode, between_tokens: BetweenTokens) -> None:
+    def __init__(self, name: str, engine: Engine, node: ClusterNode, between_tokens: BetweenTokens) -> None:
+        self.name = name
         self._engine = engine
         self._node = node
         self._between_tokens = between_tokens
@@ -77,7 +80,6 @@ class PartitionedModel:
         """Make the first plan and carry it out.
 
         Raises:
-            OutOfMemoryError: the devices together do not hold the model.
             EdgeRuntimeError: it cannot be spread.
         """
         engine = self._engine
@@ -141,11 +143,7 @@ class PartitionedModel:
     def make_plan(
         self, members: Sequence[Participant], *, mode: Mode | None = None, unfit: set[str] | None = None
     ) -> Plan:
-        """The plan for these members as they were measured; those that are unfit get nothing.
-
-        Raises:
-            OutOfMemoryError: the devices together do not hold the model.
-        """
+        """The plan for these members as they were measured; those that are unfit get nothing."""
         settings, calibration = self._node.settings, self.calibration
         mode = mode or settings.mode
         response = calibration.response if calibration is not None else None
@@ -156,19 +154,36 @@ class PartitionedModel:
             else worker
             for member, worker in zip(members, workers, strict=True)
         ]
+        model = model_profile(self._slices.shape, self._engine.gguf, exact=mode == "exact")
+        own = self.own_profile()
+        importance, number = self._importance(), self._number
         try:
             return make_plan(
-                model_profile(self._slices.shape, self._engine.gguf, exact=mode == "exact"),
-                self.own_profile(),
+                model,
+                own,
                 workers,
-                self._importance(),
+                importance,
                 mode=mode,
                 response=response,
                 quality=settings.quality,
-                number=self._number,
+                number=number,
             )
         except SchedulingError as error:
-            raise OutOfMemoryError(str(error)) from error
+            # Alone, with what has no room computed from the file: slowly, until somebody joins.
+            plan = make_plan(
+                model, replace(own, memory_bytes=model.total_bytes), (), importance, number=number
+            )
+            none = ((),) * len(workers)
+            return replace(
+                plan,
+                names=(plan.names[0], *(worker.device.name for worker in workers)),
+                groups=tuple((*nodes, *none) for nodes in plan.groups),
+                head_slices=(*plan.head_slices, *none),
+                copies=(1,) * len(workers),
+                alone_seconds=None,
+                bytes_held=(min(own.memory_bytes, plan.bytes_held[0]), *(0 for _ in workers)),
+                reason=f"from the file, as there is not enough memory: {error}",
+            )
 
     def own_profile(self) -> DeviceProfile:
         """This device, for the scheduler."""
@@ -203,7 +218,10 @@ class PartitionedModel:
 
     def _shares(self, plan: Plan) -> PlanShares:
         before = self.coordinator.plan_shares if self.coordinator is not None else None
-        return PlanShares(plan, self._computer, self._slices, self._engine.gguf, before)
+        room = None
+        if plan.alone_seconds is None and plan.nodes_used == (0,):
+            room = max(self.own_profile().memory_bytes - self._engine.model.weights.repacked_bytes, 0)
+        return PlanShares(plan, self._computer, self._slices, self._engine.gguf, before, room)
 
     def _coordinator(self, shares: PlanShares, participants: Participants) -> Coordinator:
         calibration = self.calibration
@@ -215,10 +233,10 @@ class PartitionedModel:
             self._computer,
             shares,
             participants.link,
-            Tails([member.link.round_trip_seconds if member.link else None for member in participants.members]),
-            prefill=Prefill(self._computer, participants.bulk) if participants.members else None,
+            Tails([member.planned().link.round_trip_seconds for member in participants.members]),
+            prefill=Prefill(self._slices.shape, participants.bulk) if participants.members else None,
             response=calibration.response if calibration is not None else None,
-            quality=self._node.settings.quality,
+            quality=self._node.settings.quality if self._node.settings.mode == "relaxed" else 1.0,
             fills=fills,
         )
 
@@ -270,6 +288,60 @@ class PartitionedModel:
                 )
             return Contributions(quality=1.0)
         return Contributions(quality=wanted)
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether others could take part than those who do."""
+        lending = {
+            peer.member.name
+            for peer in self._node.peers
+            if peer.description is not None and peer.description.memory_bytes
+        }
+        return self._participants is not None and lending != self._participants.names
+
+    def report(self) -> PartitionReport:
+        """The model at this moment."""
+        coordinator, participants, settings = self.coordinator, self._participants, self._node.settings
+        assert coordinator is not None and participants is not None
+        plan, times, totals = coordinator.plan_shares.plan, coordinator.times, coordinator.totals
+        return PartitionReport(
+            model=self.name,
+            plan=plan.number,
+            reason=plan.reason,
+            mode=settings.mode,
+            quality=settings.quality,
+            calibrated=self.calibration is not None,
+            transport=participants.transport,
+            round_trips=plan.round_trips,
+            predicted_seconds=plan.seconds_per_token,
+            measured_seconds=times.token,
+            alone_seconds=plan.alone_seconds,
+            nodes=node_shares(plan, self._speed, participants),
+            layers=tuple(
+                LayerReport(compute, wait, transfer, tuple(map(len, groups)))
+                for compute, wait, transfer, groups in zip(
+                    times.compute.tolist(),
+                    times.wait.tolist(),
+                    times.transfers.tolist(),
+                    plan.groups,
+                    strict=True,
+                )
+            ),
+            syncs=plan.syncs,
+            on_time=totals.on_time,
+            late=tuple(totals.late),
+            lost=totals.lost,
+            recomputed=totals.recomputed,
+            tokens=times.tokens,
+        )
+
+    def health_of(self, name: str) -> WorkerHealth | None:
+        """How a member does its part here; None where it has none."""
+        if self._participants is None or self.coordinator is None:
+            return None
+        nodes = [member.node for member in self._participants.members if member.name == name]
+        used = self.coordinator.plan_shares.plan.nodes_used
+        return self.coordinator.health[nodes[0]] if nodes and nodes[0] in used else None
 
     async def close(self) -> None:
         """End it; the engine must not run any more, and is closed by its owner."""

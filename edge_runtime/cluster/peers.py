@@ -58,6 +58,7 @@ class Peers:
         self.members = members
         self._own_address = own_address
         self._clients: dict[str, ControlClient] = {}
+        self._closing: set[asyncio.Task[None]] = set()
         self._hints: dict[str, None] = {}  # addresses that may be members', oldest first
 
     def client(self, name: str) -> ControlClient:
@@ -122,6 +123,7 @@ class Peers:
     async def close(self) -> None:
         """End all connections."""
         await self._forget(set())
+        await asyncio.gather(*self._closing, return_exceptions=True)
 
     def _client(self, member: Member) -> ControlClient:
         found = self._clients.get(member.name)
@@ -137,7 +139,8 @@ class Peers:
     def _close_later(self, client: ControlClient) -> None:
         # The member moved: calls over the old address end by themselves or break.
         task = asyncio.get_running_loop().create_task(client.close())
-        self._closing = task  # a task that nobody holds may vanish before it ran
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
 
     async def _forget(self, kept: set[str]) -> None:
         for name in [name for name in self._clients if name not in kept]:

@@ -22,6 +22,7 @@ class PlanShares:
 
     Args:
         gguf: the model's file: what is not held in memory is computed in place there.
+        memory_bytes: for the coordinator's own groups; None: as much as they take.
 
     Raises:
         OutOfMemoryError: the shares do not fit.
@@ -34,6 +35,7 @@ class PlanShares:
         slices: GroupSlices,
         gguf: GGUFFile,
         before: PlanShares | None = None,
+        memory_bytes: int | None = None,
     ) -> None:
         self.plan = plan
         self._computer = computer
@@ -45,7 +47,7 @@ class PlanShares:
         self.shape = shape = slices.shape
         self.workers = [tuple(node for node in range(1, len(nodes)) if nodes[node]) for nodes in plan.groups]
         self.head_workers = tuple(n for n in range(1, len(plan.head_slices)) if plan.head_slices[n])
-        self.own = [self._hold(layer, plan.groups[layer][0]) for layer in range(shape.n_layers)]
+        self.own = self._own(memory_bytes)
         self._fallbacks: dict[tuple[int, int], tuple[Share, ...]] = {}
         for layer in range(shape.n_layers):
             spare = set(plan.replicas[layer])
@@ -71,6 +73,28 @@ class PlanShares:
     def is_resident(self, layer: int, worker: int) -> bool:
         """Whether a worker's groups are in this device's memory too."""
         return not any(share.in_file for share in self._fallbacks[layer, worker])
+
+    def _own(self, memory_bytes: int | None) -> list[tuple[Share, ...]]:
+        """The coordinator's shares of each layer: in memory, and what has no room there in the file."""
+        shape, found = self.shape, []
+        layers = self.plan.groups
+        left = memory_bytes
+        for layer in range(shape.n_layers):
+            groups = layers[layer][0]
+            fitting = len(groups)
+            if left is not None:
+                fitting = min(fitting, left // (shape.n_layers - layer) // shape.group_bytes(layer, 0))
+            held = self._hold(layer, groups[:fitting])
+            if left is not None and held is not None:
+                left -= held.nbytes
+            rest = self._in_place(layer, groups[fitting:])
+            found.append(tuple(share for share in (held, *rest) if share is not None))
+        return found
+
+    def compute_own(self, layer: int, inputs: Floats, target: Floats) -> None:
+        """Add the coordinator's own contribution to `target`, (n_rows, n_embd)."""
+        for share in self.own[layer]:
+            target += self._computer.compute(share, inputs)
 
     @property
     def nbytes(self) -> int:

@@ -13,8 +13,8 @@ from edge_runtime.cluster.exchange import Link
 from edge_runtime.cluster.pending import Pending
 from edge_runtime.cluster.plan_shares import PlanShares
 from edge_runtime.engine.activations import encode, kernel_form
+from edge_runtime.engine.group_slices import PartitionShape
 from edge_runtime.engine.layer_steps import LayerSteps
-from edge_runtime.engine.shares import ShareComputer
 
 Floats = NDArray[np.float32]
 _Way = Literal["together", "alone"]
@@ -33,15 +33,15 @@ class Prefill:
         link: to the same workers as the coordinator's, over streams.
     """
 
-    def __init__(self, computer: ShareComputer, link: Link) -> None:
-        self._computer = computer
+    def __init__(self, shape: PartitionShape, link: Link) -> None:
         self._link = link
-        self._forms = [kernel_form(gate) for gate, _, _ in computer.shape.types]
+        self._forms = [kernel_form(gate) for gate, _, _ in shape.types]
         self._seconds_a_row: dict[_Way, float] = {}
         self._batches = 0
-        self._step = 0
 
-    def run(self, steps: LayerSteps, shares: PlanShares, x: Floats, asked: Collection[int]) -> set[int]:
+    def run(
+        self, step: int, steps: LayerSteps, shares: PlanShares, x: Floats, asked: Collection[int]
+    ) -> set[int]:
         """Bring the residual stream `x` (n_rows, n_embd) through all layers, in place.
 
         Args:
@@ -53,7 +53,7 @@ class Prefill:
         way = self._way() if asked and any(shares.workers) else "alone"
         started = time.perf_counter()
         failed: set[int] = set()
-        self._step += 1
+        self._step = step
         self._link.begin_step(self._step)
         for layer in range(len(shares.own)):
             workers = [
@@ -93,9 +93,7 @@ class Prefill:
                 self._link.send(
                     worker, self._step, layer, len(x), content, plan=shares.plan.number, n_values=x.size
                 )
-        own = shares.own[layer]
-        if own is not None:
-            x += self._computer.compute(own, ffn_input)
+        shares.compute_own(layer, ffn_input, x)
         for worker in shares.workers[layer]:
             if worker not in pending:
                 x += shares.compute(layer, worker, ffn_input)

@@ -6,6 +6,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from itertools import product
 
 from edge_runtime.cluster.exchange import Link
 from edge_runtime.engine.activations import encoded_bytes, kernel_form
@@ -27,15 +28,12 @@ _RELAXED_ANSWER_BYTES = 34 / 32
 def model_profile(shape: PartitionShape, gguf: GGUFFile, *, exact: bool) -> ModelProfile:
     """Sizes of a model's parts and of what travels for one token."""
     sizes = {name: record.size for name, record in gguf.tensors.items()}
-    layers = range(shape.n_layers)
-    head = sum(shape.head_slice_bytes(number) for number in range(shape.n_head_slices))
-    attention = sum(size for name, size in sizes.items() if name.startswith("blk.") and ".ffn_" not in name)
-    fixed = sum(
-        size for name, size in sizes.items() if not name.startswith("blk.") and name != "output.weight"
-    )
-    groups = sum(
-        shape.group_bytes(layer, g) for layer in range(shape.n_layers) for g in range(shape.n_groups)
-    )
+    in_layers = {name: size for name, size in sizes.items() if name.startswith("blk.")}
+    attention = sum(size for name, size in in_layers.items() if ".ffn_" not in name)
+    fixed = sum(sizes.values()) - sum(in_layers.values()) - sizes.get("output.weight", 0)
+    positions = product(range(shape.n_layers), range(shape.n_groups))
+    groups = sum(shape.group_bytes(layer, group) for layer, group in positions)
+    head = sum(map(shape.head_slice_bytes, range(shape.n_head_slices)))
     answer = _ANSWER_BYTES if exact else _RELAXED_ANSWER_BYTES
     return ModelProfile(
         n_layers=shape.n_layers,

@@ -333,9 +333,7 @@ class ShardCache:
     def _drop_claims(self, shards: Iterable[Sized]) -> None:
         self._claimed.subtract(shards)
         self._claimed = +self._claimed
-        with suppress(
-            OSError
-        ):  # what the file says too much is kept too long, and too little was there before
+        with suppress(OSError):  # the file then says what it said before: too much is kept, for too long
             self._write_claims()
 
     def _write_claims(self) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable
@@ -44,6 +45,7 @@ _MOST_RETIRED = 4096  # secrets that are remembered, so that none serves twice
 _DRAINED = 256  # reads between two computations: a flood must not keep the thread from computing
 _WAIT_SECONDS = 0.5  # in case a wake-up is lost
 _HINT_SECONDS = 0.1  # between two answers to sessions that nobody knows
+_LOG_SECONDS = 1.0
 _STOP_SECONDS = 10.0
 
 
@@ -57,6 +59,7 @@ class UdpWorker:
 
     Attributes:
         port: that it is bound to.
+        compute: as given; for what is posted, not for other threads.
         strange: datagrams of no known session.
 
     Raises:
@@ -75,14 +78,15 @@ class UdpWorker:
         self._socket = UdpSocket(host, port, wait_seconds=_WAIT_SECONDS)
         self.port = self._socket.port
         self.strange = 0
-        self._compute = compute
+        self.compute = compute
         self._datagram_bytes = datagram_bytes
         self._lock = threading.Lock()  # of those who add and remove; the thread reads whole dictionaries
         self._sessions: dict[int, WorkerSession] = {}
         self._retired: OrderedDict[bytes, None] = OrderedDict()
         self._turns: deque[WorkerSession] = deque()  # sessions with work, who waits longest first
         self._posted: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
-        self._hinted = 0.0
+        self._hinted = -math.inf
+        self._logged = -math.inf
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="edgert-worker", daemon=True)
         self._thread.start()
@@ -156,6 +160,13 @@ class UdpWorker:
         self._socket.wake()
         return future
 
+    def log_failure(self, session: int, layer: int) -> None:
+        """Log the exception that is being handled, seldom: who asks often must not fill the disk."""
+        now = perf_counter()
+        if now - self._logged >= _LOG_SECONDS:
+            self._logged = now
+            _log.exception("layer %d of session %d could not be computed", layer, session)
+
     def stop(self) -> None:
         """End the thread after what it computes; safe to call twice."""
         with self._lock:
@@ -197,7 +208,7 @@ class UdpWorker:
                     self._take_in(datagram, address)
                 except Exception:
                     # Whatever a peer finds to send, the others are served on.
-                    _log.exception("a datagram could not be taken in")
+                    self.log_failure(-1, -1)
 
     def _run_posted(self) -> None:
         future, call = self._posted.popleft()
@@ -296,7 +307,7 @@ class UdpWorker:
         except RefusedError as refusal:
             self._refuse(session, request.step, request.layer, request.plan, refusal.reason)
         except Exception:
-            _log.exception("layer %d of session %d could not be computed", request.layer, session.number)
+            self.log_failure(session.number, request.layer)
             self._refuse(session, request.step, request.layer, request.plan, RefusalReason.FAILED)
         else:
             kept = Kept(bodies, request.form, request.copies)
@@ -307,7 +318,7 @@ class UdpWorker:
 
     def _answer(self, session: WorkerSession, request: Request) -> list[bytes]:
         started = perf_counter()
-        sums = self._compute(
+        sums = self.compute(
             session.number, request.plan, request.layer, request.n_rows, memoryview(request.content)
         )
         took = round((perf_counter() - started) * 1e6)

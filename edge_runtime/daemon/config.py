@@ -114,10 +114,47 @@ class LogConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class ClusterConfig:
+    """This device's part in a cluster; without effect until it joined one."""
+
+    listen: str = setting(
+        "0.0.0.0:8422",
+        "address and port for other members, and the same port for datagrams; mutual TLS, members only",
+        kind="address",
+    )
+    address: str = setting(
+        "", "HOST:PORT told to other members; empty: the address that they see", kind="address", empty=True
+    )
+    peers: str = setting(
+        "", "HOST:PORT of members to look for, separated by commas; usually they are known", empty=True
+    )
+    discovery: bool = setting(False, "look for members by mDNS; needs the extra `discovery`")
+    lend_memory_mb: int = setting(
+        1024, "memory for weights of other members' models; 0: works for nobody", least=0, most=1 << 24
+    )
+    memory_mb: int = setting(
+        0, "most memory for weights of this device's own models; 0: what is free", least=0, most=1 << 24
+    )
+    threads: int = setting(0, "CPU threads for other members; 0: the physical cores", least=0, most=512)
+    transport: Literal["auto", "udp", "grpc"] = setting(
+        "auto", "how single tokens travel; auto: datagrams where they get through"
+    )
+    mode: Literal["exact", "relaxed"] = setting(
+        "exact",
+        "for requests that do not say. exact: every contribution is waited for; relaxed: late ones are added "
+        "when they come, as far as `quality` allows",
+    )
+    quality: float = setting(
+        0.99, "of relaxed requests: 0.99 allows a perplexity 1 % worse", least=0.5, most=1
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """All settings."""
 
     server: ServerConfig = field(default_factory=ServerConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     scheduling: SchedulingConfig = field(default_factory=SchedulingConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
     log: LogConfig = field(default_factory=LogConfig)

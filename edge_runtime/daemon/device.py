@@ -38,6 +38,13 @@ def read_device() -> DeviceState:
     )
 
 
+def read_strain() -> tuple[float | None, float | None]:
+    """Degrees Celsius of the processor, and percent of charge while on battery; None where unknown."""
+    read = getattr(psutil, "sensors_battery", None)  # absent on some systems
+    battery = read() if read is not None else None
+    return _temperature(), None if battery is None or battery.power_plugged else float(battery.percent)
+
+
 def _temperature() -> float | None:
     read = getattr(psutil, "sensors_temperatures", None)  # absent on some systems
     sensors = read() if read is not None else {}

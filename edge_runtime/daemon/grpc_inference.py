@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from edge_runtime.daemon.grpc_boundary import current_caller
-from edge_runtime.daemon.requests import Chunk, GenerationRequest, Usage
+from edge_runtime.daemon.requests import Chunk, ContributionCounts, GenerationRequest, Usage
 from edge_runtime.engine.sampling import SamplingParameters
 from edge_runtime.errors import DeadlineError, RequestError
 from edge_runtime.v1 import inference_pb2 as pb
@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from edge_runtime.daemon.service import Service
 
 _REASONS = {"stop": pb.FINISH_REASON_STOP, "length": pb.FINISH_REASON_LENGTH}
+_MODES: dict[int, Literal["", "exact", "relaxed"]] = {
+    pb.MODE_UNSPECIFIED: "",
+    pb.MODE_EXACT: "exact",
+    pb.MODE_RELAXED: "relaxed",
+}
 
 
 class InferenceServicer(inference_pb2_grpc.InferenceServicer):
@@ -87,6 +92,8 @@ def _generation_request(
     prompt: str | tuple[int, ...] | None = None,
     messages: tuple[dict[str, str], ...] | None = None,
 ) -> GenerationRequest:
+    if request.mode not in _MODES:  # an enum's field can hold any number
+        raise RequestError(f"mode = {request.mode}; possible are MODE_EXACT and MODE_RELAXED")
     return GenerationRequest(
         model=request.model,
         prompt=prompt,
@@ -97,6 +104,8 @@ def _generation_request(
         logprobs=request.logprobs if request.HasField("logprobs") else None,
         timeout=_remaining_seconds(context),
         client=current_caller().name,
+        mode=_MODES[request.mode],
+        quality=request.quality if request.HasField("quality") else None,
     )
 
 
@@ -147,4 +156,15 @@ def _finished(usage: Usage) -> pb.Finished:
         queue_seconds=usage.queue_seconds,
         prefill_seconds=usage.prefill_seconds,
         decode_seconds=usage.decode_seconds,
+        contributions=None if usage.contributions is None else _contributions(usage.contributions),
+    )
+
+
+def _contributions(counts: ContributionCounts) -> pb.ContributionCounts:
+    return pb.ContributionCounts(
+        on_time=counts.on_time,
+        late=counts.late,
+        lost=counts.lost,
+        recomputed=counts.recomputed,
+        fell_back=counts.fell_back,
     )

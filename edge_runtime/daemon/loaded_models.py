@@ -8,14 +8,17 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+from edge_runtime.daemon.cluster import Cluster
 from edge_runtime.daemon.config import Config
 from edge_runtime.daemon.status import LoadedModel
 from edge_runtime.daemon.worker import Observer, Worker
 from edge_runtime.engine.engine import Engine, EngineOptions
 from edge_runtime.engine.gguf import GGML_TYPES
-from edge_runtime.errors import OverloadedError, UnavailableError
+from edge_runtime.errors import EdgeRuntimeError, OverloadedError, UnavailableError
 from edge_runtime.model_store.store import ModelStore
 
 _log = logging.getLogger("edgert.models")
@@ -25,10 +28,13 @@ _DRAIN_SECONDS = 600.0
 class LoadedModels:
     """Loads models when they are asked for, and lets the one unused the longest give way."""
 
-    def __init__(self, config: Config, store: ModelStore, observer: Observer) -> None:
+    def __init__(
+        self, config: Config, store: ModelStore, observer: Observer, cluster: Cluster | None = None
+    ) -> None:
         self._config = config
         self._store = store
         self._observer = observer
+        self._cluster = cluster
         self._workers: dict[str, Worker] = {}
         self._changing = asyncio.Lock()
         self._turn = threading.Lock()
@@ -73,11 +79,32 @@ class LoadedModels:
             kv_type=settings.kv_type,
         )
         started = time.monotonic()
-        engine = await asyncio.to_thread(Engine.load, path, options)
-        worker = Worker(name, engine, self._config.scheduling, self._observer, self._turn)
+        worker = await self._spread(name, path, options)
+        if worker is None:
+            engine = await asyncio.to_thread(Engine.load, path, options)
+            worker = Worker(name, engine, self._config.scheduling, self._observer, self._turn)
         self._workers[name] = worker
         seconds = time.monotonic() - started
         _log.info("model loaded", extra={"model": name, "seconds": round(seconds, 2)})
+        return worker
+
+    async def _spread(self, name: str, path: Path, options: EngineOptions) -> Worker | None:
+        """The worker of a model that other devices compute too; None where it is better off alone."""
+        cluster = self._cluster
+        if cluster is None or not cluster.active:
+            return None
+        engine = await asyncio.to_thread(Engine.load, path, replace(options, ffn=False))
+        worker = Worker(name, engine, self._config.scheduling, self._observer, self._turn)
+        worker.before_freeing = partial(cluster.release, name)
+        try:
+            worker.partition = await cluster.spread(name, engine, worker.call)
+        except EdgeRuntimeError as error:
+            _log.warning("the model %s is not spread over the cluster: %s", name, error)
+            await worker.close(0)
+            return None
+        except BaseException:
+            await worker.close(0)
+            raise
         return worker
 
     def _path(self, name: str) -> Path:
@@ -110,6 +137,12 @@ class LoadedModels:
                 return False
             await self._close(worker, _DRAIN_SECONDS)
             return True
+
+    async def reload(self) -> None:
+        """Load what is in memory anew, each once its requests are done: alone or spread, as it is now."""
+        for name in [worker.name for worker in self]:
+            if await self.unload(name):
+                await self.get(name)
 
     async def _close(self, worker: Worker, seconds: float) -> None:
         del self._workers[worker.name]

@@ -19,6 +19,7 @@ from edge_runtime.daemon import logs, runtime_file
 from edge_runtime.daemon.allocator import give_memory_back
 from edge_runtime.daemon.auth import Gate
 from edge_runtime.daemon.certificates import ServerTLS, check_exposure, tls_files, token_required
+from edge_runtime.daemon.cluster import Cluster
 from edge_runtime.daemon.config import Config
 from edge_runtime.daemon.notify import Notifier
 from edge_runtime.daemon.runtime_file import RunningDaemon, RuntimeFile
@@ -70,7 +71,8 @@ class _Daemon:
         self._tls = ServerTLS(files) if files is not None else None
         self._ca = str(files.ca) if files is not None and files.ca is not None else ""
         self._gate = Gate(TokenStore(home / STATE_NAME), require_token=token_required(config))
-        self._service = Service(config)
+        self._cluster = Cluster(config.cluster, home)
+        self._service = Service(config, cluster=self._cluster)
         self._notifier = Notifier()
         self._ending = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -135,6 +137,13 @@ class _Daemon:
             except EdgeRuntimeError as error:
                 _log.error("%s not reloaded, the old ones stay: %s", what, error)
         self._notifier.ready()
+        self._reloading = asyncio.create_task(self._reload_cluster())
+
+    async def _reload_cluster(self) -> None:
+        try:
+            await self._service.reload_cluster()
+        except EdgeRuntimeError as error:
+            _log.error("the cluster is not reloaded: %s", error)
 
     async def _stop_service(self) -> None:
         stopping = asyncio.create_task(self._service.stop(self._config.server.shutdown_seconds))

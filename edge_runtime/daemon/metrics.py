@@ -10,13 +10,14 @@ from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
-from edge_runtime.daemon.requests import Usage
+from edge_runtime.daemon.requests import ContributionCounts, Usage
 from edge_runtime.daemon.status import Status
 
 _CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"  # of Prometheus' text format
 # From an idle desktop with the demo model to a full queue on a single-board computer.
 _WAIT_BUCKETS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 _TOKEN_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.35, 0.5, 1.0, 2.0, 5.0)
+_CONTRIBUTION_OUTCOMES = ("on_time", "late", "lost", "recomputed")
 
 # The moment at which each counter began would double the page, and the daemon's start is there already.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -42,6 +43,14 @@ class Metrics:
         self._reused_tokens = Counter(
             "edgert_reused_tokens", "Prompt tokens that were in the KV cache already.", registry=registry
         )
+        contributions = Counter(
+            "edgert_contributions",
+            "Contributions of other devices to answers, by what became of them.",
+            ["outcome"],
+            registry=registry,
+        )
+        # Made before the first one comes, so that a rate is 0 until then and not absent.
+        self._contributions = {outcome: contributions.labels(outcome) for outcome in _CONTRIBUTION_OUTCOMES}
         self._queue = Histogram(
             "edgert_queue_seconds",
             "From a request's arrival until its work began.",
@@ -84,6 +93,14 @@ class Metrics:
             self._first_token.observe(usage.queue_seconds + usage.prefill_seconds)
         if usage.generated_tokens > 1:
             self._token.observe(usage.decode_seconds / (usage.generated_tokens - 1))
+        if usage.contributions is not None:
+            self._count_contributions(usage.contributions)
+
+    def _count_contributions(self, counts: ContributionCounts) -> None:
+        self._contributions["on_time"].inc(counts.on_time)
+        self._contributions["late"].inc(sum(counts.late))
+        self._contributions["lost"].inc(counts.lost)
+        self._contributions["recomputed"].inc(counts.recomputed)
 
     def finished_counts(self) -> dict[str, int]:
         """Outcome -> requests that ended so, since the start."""
@@ -112,6 +129,7 @@ def _gauges(status: Status) -> Iterator[Metric]:
     about.add_metric([], {"version": status.version, "default_model": status.default_model})
     yield about
     queued = sum(request.state == "queued" for request in status.requests)
+    peers = len(status.cluster.members) - 1 if status.cluster else 0  # this device is a member, too
     plain: list[tuple[str, str, float | None]] = [
         ("edgert_ready", "1 if a token was produced lately.", float(status.ready)),
         ("edgert_stopping", "1 while running requests are finished before the end.", float(status.stopping)),
@@ -123,7 +141,7 @@ def _gauges(status: Status) -> Iterator[Metric]:
         ("edgert_memory_available_bytes", "Memory free on the device.", status.memory_available_bytes),
         ("edgert_temperature_celsius", "Temperature of the processor.", status.temperature),
         ("edgert_cpu_percent", "Load of all cores since the last status.", status.cpu_percent),
-        ("edgert_peers", "Other devices that this one works with.", len(status.peers)),
+        ("edgert_peers", "Other devices that this one works with.", peers),
         ("edgert_adapters", "Adapters that are applied.", len(status.adapters)),
     ]
     for name, explanation, value in plain:

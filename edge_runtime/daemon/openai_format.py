@@ -6,11 +6,12 @@ import base64
 import codecs
 import math
 from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 
-from edge_runtime.daemon.requests import Chunk, Embeddings, TokenLogprob, Usage
+from edge_runtime.daemon.requests import Chunk, ContributionCounts, Embeddings, TokenLogprob, Usage
 from edge_runtime.model_store.store import StoredModel
 
 _IMPOSSIBLE = -9999.0  # the field's stand-in for minus infinity, which JSON cannot write
@@ -18,15 +19,31 @@ _OWNER = "edgert"
 
 
 def usage_json(usages: Iterable[Usage]) -> dict[str, Any]:
-    """What one or several answers took together."""
+    """What one or several answers took together; ``contributions`` only where other devices had a part."""
     counted = list(usages)
     prompt = sum(usage.prompt_tokens for usage in counted)
     generated = sum(usage.generated_tokens for usage in counted)
-    return {
+    together: dict[str, Any] = {
         "prompt_tokens": prompt,
         "completion_tokens": generated,
         "total_tokens": prompt + generated,
         "prompt_tokens_details": {"cached_tokens": sum(usage.reused_tokens for usage in counted)},
+    }
+    contributions = [usage.contributions for usage in counted if usage.contributions is not None]
+    if contributions:
+        together["contributions"] = _contributions_json(contributions)
+    return together
+
+
+def _contributions_json(counts: Sequence[ContributionCounts]) -> dict[str, Any]:
+    """Sums, without what adding fractions leaves in their last digits."""
+    late = zip_longest(*(one.late for one in counts), fillvalue=0.0)
+    return {
+        "on_time": round(sum(one.on_time for one in counts), 6),
+        "late": [round(sum(by), 6) for by in late],
+        "lost": round(sum(one.lost for one in counts), 6),
+        "recomputed": round(sum(one.recomputed for one in counts), 6),
+        "fell_back": any(one.fell_back for one in counts),
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from edge_runtime.daemon.http_errors import ParameterError
 from edge_runtime.daemon.json_fields import Fields, checked_text, kind_of
@@ -34,6 +34,7 @@ _HARMLESS = (
 _REAL_SAMPLING = ("temperature", "top_p", "min_p", "frequency_penalty", "presence_penalty")
 _REPETITION = ("repetition_penalty", "repeat_penalty")
 _WINDOW = ("penalty_window", "repeat_last_n")
+_MODES: dict[str, Literal["", "exact", "relaxed"]] = {"": "", "exact": "exact", "relaxed": "relaxed"}
 
 Prompt = str | tuple[int, ...]
 
@@ -156,6 +157,7 @@ def _wanted(
     sampling = _sampling(fields)
     stop = _stops(fields.take("stop"))
     timeout = _timeout(fields)
+    mode, quality = _mode(fields), _quality(fields)
     stream = fields.boolean("stream")
     options = fields.take("stream_options")
     fields.ignore(*_HARMLESS)
@@ -179,6 +181,8 @@ def _wanted(
             logprobs=logprobs,
             timeout=timeout,
             client=client,
+            mode=mode,
+            quality=quality,
         )
         for prompt in prompts
         for conversation in messages
@@ -201,6 +205,22 @@ def _timeout(fields: Fields) -> float | None:
     if seconds is not None and not seconds > 0:
         raise ParameterError(f"timeout is {seconds:g}; needed is a number of seconds above 0", "timeout")
     return seconds
+
+
+def _mode(fields: Fields) -> Literal["", "exact", "relaxed"]:
+    """What to wait for where a model is spread over several devices; not part of OpenAI's API."""
+    mode = fields.text("mode") or ""
+    if mode not in _MODES:
+        raise ParameterError("mode is neither 'exact' nor 'relaxed'", "mode")
+    return _MODES[mode]
+
+
+def _quality(fields: Fields) -> float | None:
+    """What a relaxed answer may lose; not part of OpenAI's API."""
+    quality = fields.number("quality")
+    if quality is not None and not 0 < quality <= 1:
+        raise ParameterError(f"quality is {quality:g}; needed is a number above 0, at most 1", "quality")
+    return quality
 
 
 def _refuse_tools(fields: Fields) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from edge_runtime.engine.decoding import FinishReason, TokenLogprob
 from edge_runtime.engine.sampling import SamplingParameters
@@ -15,7 +16,16 @@ MAX_STOP_CHARACTERS = 256
 
 Message = Mapping[str, str]
 
-__all__ = ["Chunk", "Embeddings", "FinishReason", "GenerationRequest", "Message", "TokenLogprob", "Usage"]
+__all__ = [
+    "Chunk",
+    "ContributionCounts",
+    "Embeddings",
+    "FinishReason",
+    "GenerationRequest",
+    "Message",
+    "TokenLogprob",
+    "Usage",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +41,9 @@ class GenerationRequest:
         logprobs: None for none; else how many alternatives to report beside each token, 0 to 20.
         timeout: seconds from arrival until the request is given up; None for the daemon's limit.
         client: between whom the queue is fair: a token's name or an address.
+        mode: of a model spread over a cluster: ``exact`` waits for every device, ``relaxed`` adds what comes
+            late when it comes; empty for the daemon's setting. One device alone is always exact.
+        quality: of a relaxed request: 0.99 allows a perplexity 1 % worse; None for the daemon's setting.
 
     Raises:
         RequestError: neither or both of prompt and messages, or a value out of range.
@@ -45,6 +58,8 @@ class GenerationRequest:
     logprobs: int | None = None
     timeout: float | None = None
     client: str = ""
+    mode: Literal["", "exact", "relaxed"] = ""
+    quality: float | None = None
 
     def __post_init__(self) -> None:
         if (self.prompt is None) == (self.messages is None):
@@ -55,6 +70,10 @@ class GenerationRequest:
             raise RequestError(f"logprobs = {self.logprobs}; possible are 0 to {MAX_LOGPROBS}")
         if self.timeout is not None and not self.timeout > 0:
             raise RequestError(f"timeout = {self.timeout}; needed is a number of seconds above 0")
+        if self.mode not in ("", "exact", "relaxed"):
+            raise RequestError(f"mode = {self.mode!r}; possible are 'exact' and 'relaxed'")
+        if self.quality is not None and not 0 < self.quality <= 1:
+            raise RequestError(f"quality = {self.quality}; needed is a number above 0, at most 1")
         if len(self.stop) > MAX_STOPS or any(not 0 < len(s) <= MAX_STOP_CHARACTERS for s in self.stop):
             raise RequestError(
                 f"{len(self.stop)} stop strings; possible are {MAX_STOPS} of 1 to {MAX_STOP_CHARACTERS} "
@@ -72,6 +91,25 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
+class ContributionCounts:
+    """What became of other devices' contributions to an answer; parts of one count as parts.
+
+    Attributes:
+        on_time: there when the next layer began.
+        late: late[k - 1] of them came k layers later, and were added then.
+        lost: never came within their token.
+        recomputed: computed here in another device's place.
+        fell_back: the request reached its quality's bound and went on exactly.
+    """
+
+    on_time: float
+    late: tuple[float, ...]
+    lost: float
+    recomputed: float
+    fell_back: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
     """What an answer took, known when it is complete.
 
@@ -80,6 +118,7 @@ class Usage:
         seed: of the random draws; the same seed gives the same text.
         prompt_tokens, reused_tokens, generated_tokens: counts; reused ones were in the KV cache already.
         queue_seconds, prefill_seconds, decode_seconds: until the work began, until the first token, after it.
+        contributions: of other devices; None where this one computed alone.
     """
 
     finish_reason: FinishReason
@@ -90,6 +129,7 @@ class Usage:
     queue_seconds: float
     prefill_seconds: float
     decode_seconds: float
+    contributions: ContributionCounts | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from edge_runtime import __version__
 from edge_runtime.daemon.answer import Answer, deadline_error
+from edge_runtime.daemon.cluster import Cluster
 from edge_runtime.daemon.config import Config
 from edge_runtime.daemon.device import read_device
 from edge_runtime.daemon.loaded_models import LoadedModels
@@ -41,9 +42,12 @@ class Service:
     Call `start` before anything else and `stop` at the end.
     """
 
-    def __init__(self, config: Config, *, store: ModelStore | None = None) -> None:
+    def __init__(
+        self, config: Config, *, store: ModelStore | None = None, cluster: Cluster | None = None
+    ) -> None:
         self.config = config
         self.store = store or ModelStore()
+        self.cluster = cluster
         self.metrics = Metrics()
         self.started = time.time()
         self._rate = TokenRate()
@@ -58,9 +62,17 @@ class Service:
         Raises:
             EdgeRuntimeError: it cannot be loaded.
         """
-        self._models = LoadedModels(self.config, self.store, self)
-        if self.config.model.preload:
-            await self._probe(await self._models.get())
+        self._models = LoadedModels(self.config, self.store, self, self.cluster)
+        try:
+            if self.cluster is not None:
+                await self.cluster.start()
+            if self.config.model.preload:
+                await self._probe(await self._models.get())
+        except BaseException:
+            await self._models.close(0)
+            if self.cluster is not None:
+                await self.cluster.stop()
+            raise
         self._prober = asyncio.create_task(self._keep_probing())
 
     async def stop(self, seconds: float) -> None:
@@ -71,7 +83,22 @@ class Service:
             with suppress(asyncio.CancelledError):
                 await self._prober
         await self._models.close(seconds)
+        if self.cluster is not None:
+            await self.cluster.stop()
         self._preparing.shutdown(wait=False, cancel_futures=True)
+
+    async def reload_cluster(self) -> None:
+        """Take part in a cluster that this device has joined since, or no longer in one that it has left.
+
+        Raises:
+            EdgeRuntimeError: it cannot.
+        """
+        if self.cluster is None:
+            return
+        before = self.cluster.active
+        await self.cluster.reload()
+        if self.cluster.active != before:
+            await self._models.reload()
 
     def hurry(self) -> None:
         """Let a `stop` in progress wait no longer."""
@@ -105,6 +132,8 @@ class Service:
             stop=request.stop,
             logprobs=request.logprobs,
         )
+        if worker.partition is not None:
+            decoding.forwarding = worker.partition.contributions(request.mode, request.quality)
         return worker.submit(decoding, request.client, request.timeout)
 
     async def embed(
@@ -284,6 +313,7 @@ class Service:
             memory_available_bytes=device.memory_available_bytes,
             temperature=device.temperature,
             cpu_percent=device.cpu_percent,
+            cluster=self.cluster.report() if self.cluster is not None else None,
         )
 
     @property

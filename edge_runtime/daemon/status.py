@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from edge_runtime.cluster.report import ClusterReport
+
 RequestState = Literal["queued", "prefill", "decode"]
 
 
@@ -65,7 +67,8 @@ class Status:
         memory_bytes: resident memory of the daemon; memory_available_bytes: free on the device.
         temperature: of the processor in degrees Celsius; None where the device does not tell.
         cpu_percent: of all cores, since the last status.
-        peers, adapters, edits: empty until the parts that fill them are there.
+        cluster: None where this device belongs to none.
+        adapters, edits: empty until the parts that fill them are there.
     """
 
     version: str
@@ -86,7 +89,7 @@ class Status:
     memory_available_bytes: int
     temperature: float | None
     cpu_percent: float
-    peers: tuple[dict[str, Any], ...] = ()
+    cluster: ClusterReport | None = None
     adapters: tuple[dict[str, Any], ...] = ()
     edits: tuple[dict[str, Any], ...] = ()
 

@@ -7,20 +7,24 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from edge_runtime.daemon.answer import Answer, deadline_error
 from edge_runtime.daemon.config import SchedulingConfig
+from edge_runtime.daemon.contributions import counts_of
 from edge_runtime.daemon.fair_queue import FairQueue
 from edge_runtime.daemon.requests import Chunk, Usage
 from edge_runtime.daemon.status import RequestState, RequestStatus
 from edge_runtime.engine.decoding import Decoding, Piece
 from edge_runtime.engine.engine import Engine
 from edge_runtime.errors import EdgeRuntimeError, OverloadedError, UnavailableError
+
+if TYPE_CHECKING:
+    from edge_runtime.cluster.partitioned_model import PartitionedModel
 
 _log = logging.getLogger("edgert.worker")
 
@@ -68,6 +72,7 @@ class _Job:
             queue_seconds=self.queue_seconds,
             prefill_seconds=decoding.prefill_seconds,
             decode_seconds=decoding.decode_seconds,
+            contributions=counts_of(decoding.forwarding),
         )
 
 
@@ -101,6 +106,9 @@ class Worker:
         self.engine = engine
         self.used = time.monotonic()  # when a request last arrived
         self.beat = time.monotonic()  # when the thread last showed that it is alive
+        # What must be told once the thread has ended and before the engine is freed.
+        self.before_freeing: Callable[[], Awaitable[None]] | None = None
+        self.partition: PartitionedModel | None = None  # where other devices compute too
         self._scheduling = scheduling
         self._observer = observer
         self._turn = turn
@@ -196,6 +204,8 @@ class Worker:
             self._changed.notify()
         await asyncio.to_thread(self._thread.join)
         await asyncio.sleep(0)  # the last news
+        if self.before_freeing is not None:
+            await self.before_freeing()
         self.engine.close()
 
     def hurry(self) -> None:

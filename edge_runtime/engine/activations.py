@@ -96,8 +96,8 @@ def decode(form: ActivationForm, content: bytes | bytearray | memoryview, n_rows
         return np.frombuffer(content, "<f2").astype(np.float32).reshape(n_rows, n)
     if form is ActivationForm.Q8_K:
         blocks = np.frombuffer(content, _Q8_K_BLOCK)
-        values = blocks["quants"] * blocks["d"][:, None]
-        return values.astype(np.float32).reshape(n_rows, n)
+        scaled: Floats = (blocks["quants"] * blocks["d"][:, None]).astype(np.float32)
+        return scaled.reshape(n_rows, n)
     values = np.empty((n_rows, n), np.float32)
     source = np.frombuffer(content, np.uint8)
     _to_float(form)(source.ctypes.data, values.ctypes.data, values.size)

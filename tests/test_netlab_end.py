@@ -1,0 +1,103 @@
+"""Nothing of a lab stays behind, however the program that made it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from benchmarks.netlab import Host, Netlab, NetlabError, why_not
+
+_REASON = why_not()
+pytestmark = pytest.mark.skipif(_REASON is not None, reason=f"no lab can be made here: {_REASON}")
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+_PROGRAM = """
+import os, signal, sys, time
+from benchmarks.netlab import Host, Netlab
+with Netlab([Host("a"), Host("b")], switch=sys.argv[1]) as lab:
+    lab.run("a", ["sh", "-c", "sleep 1000 & sleep 1000"])
+    lab.run("b", ["setsid", "sleep", "1000"])
+    time.sleep(0.3)
+    print(os.readlink(lab.namespace_path("a")), os.readlink(lab.namespace_path("b")), flush=True)
+    {end}
+"""
+_ENDS: dict[str, str] = {
+    "returns": "pass",
+    "raises": "raise RuntimeError('on purpose')",
+    "exits at once": "os._exit(3)",
+    "is terminated": "os.kill(os.getpid(), signal.SIGTERM)",
+    "is killed": "os.kill(os.getpid(), signal.SIGKILL)",
+    "is killed while a child of its own lives on": (
+        "os.fork() or (os.close(1), os.close(2), time.sleep(3), os._exit(0)); os.kill(os.getpid(), signal.SIGKILL)"
+    ),
+}
+
+
+def users_of(namespace: str) -> list[str]:
+    """What runs in a namespace or holds it open, zombies left out; `namespace` reads as net:[4026532...]."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                held = [os.readlink(entry / "ns" / "net")]
+                held += [os.readlink(descriptor) for descriptor in (entry / "fd").iterdir()]
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except OSError:
+                continue
+            if namespace in held:
+                found.append(f"{entry.name}: {command}")
+    return found
+
+
+def becomes_true(claim: Callable[[], bool], patience: float = 10.0) -> bool:
+    deadline = time.monotonic() + patience
+    while not claim():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+@pytest.mark.parametrize("switch", ["kernel", "user"])
+@pytest.mark.parametrize("end", _ENDS)
+def test_nothing_is_left_when_the_program(end: str, switch: str) -> None:
+    program = _PROGRAM.replace("{end}", _ENDS[end])
+    done = subprocess.run(
+        [sys.executable, "-c", program, switch], cwd=REPOSITORY, capture_output=True, text=True, timeout=60
+    )
+    namespaces = done.stdout.split()
+    assert len(namespaces) == 2, done.stderr
+    for namespace in namespaces:
+        # A forked child that lives on holds descriptors of its own for as long as it does.
+        patience = 10.0 if "child" not in end else 20.0
+        assert becomes_true(lambda name=namespace: not users_of(name), patience), users_of(namespace)  # type: ignore[misc]
+
+
+def test_killing_the_keeper_ends_the_lab_with_a_clear_error() -> None:
+    with Netlab([Host("a"), Host("b")], switch="user") as lab:
+        sleeper = lab.run("a", ["sleep", "1000"])
+        keeper = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+        names = {int(child): Path(f"/proc/{child}/cmdline").read_bytes() for child in keeper}
+        found = [child for child, words in names.items() if b"netlab_keeper" in words]
+        assert len(found) == 1
+        namespace = os.readlink(lab.namespace_path("a"))
+        os.kill(found[0], signal.SIGKILL)
+        with pytest.raises(NetlabError, match="keeps the lab"):
+            lab.switch_report()
+    assert sleeper.returncode == -9
+    assert becomes_true(lambda: not users_of(namespace))
+
+
+def test_labs_exist_beside_each_other() -> None:
+    with Netlab([Host("a"), Host("b")]) as first, Netlab([Host("a"), Host("b")]) as second:
+        one, other = (os.readlink(lab.namespace_path("a")) for lab in (first, second))
+        assert one != other
+        first.close()
+        assert second.run("a", ["true"]).wait() == 0
