@@ -1,7 +1,8 @@
 """The process that owns a lab: its namespaces, devices, switch, and their end, whatever happens to others.
 
 ``python -m benchmarks.netlab_keeper CONTROL PARENT``: a descriptor of a sequenced-packet socket, and the id
-of the process that asked. It clears up when that socket closes, that process ends, or SIGTERM or SIGINT comes.
+of the process that asked. It clears up when that socket closes, that process ends, or SIGTERM or SIGINT
+comes.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import select
 import signal
 import socket
 import sys
+import time
 from typing import Any, Final
 
 from benchmarks import netlab_linux as linux
@@ -20,6 +22,7 @@ from benchmarks.netlab_links import LinkModel
 from benchmarks.netlab_switch import DROPS, LATENESS_BINS, LONGEST_MESSAGE, Pump, fork_pump
 
 DEVICE: Final = "eth0"
+_PATIENCE: Final = 10.0  # seconds
 _TUN_QUEUE: Final = 8192  # packets; that many wait where the switch is slower than a host
 
 
@@ -37,6 +40,7 @@ class Keeper:
         self._mtu: int = message["mtu"]
         self._pumps: dict[str, tuple[int, socket.socket]] = {}
         self._bridge: int | None = None
+        self._cut_ports: frozenset[int] = frozenset()
         self.namespaces: dict[str, int] = {}
         for name in self._addresses:
             self.namespaces[name] = linux.new_namespace()
@@ -94,6 +98,17 @@ class Keeper:
                 ),
             )
 
+        linux.enter_namespace(self._bridge)
+        self._wait_for_ports(len(addresses))
+
+    def _wait_for_ports(self, count: int) -> None:
+        # The kernel notices in its own time that a device has a carrier, and forwards only then.
+        deadline = time.monotonic() + _PATIENCE
+        while linux.ip("link show master bridge0").count("state forwarding") < count:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"not all {count} ports of the bridge forward after {_PATIENCE} s")
+            time.sleep(0.005)
+
     def act(self, message: dict[str, Any]) -> dict[str, Any]:
         """Do what one message asks; its answer."""
         if message["do"] == "link":
@@ -117,8 +132,14 @@ class Keeper:
         assert self._bridge is not None
         number = list(self._addresses).index(host)
         linux.enter_namespace(self._bridge)
-        # States of the spanning tree: 3 forwards, 0 is disabled. The host itself sees no change.
-        linux.ip(f"link set port{number} type bridge_slave state {3 if up else 0}")
+        # Out of the bridge, and not down: the host's device shall keep its carrier.
+        linux.ip(f"link set port{number} {'master bridge0' if up else 'nomaster'}")
+        if up:
+            cut = self._cut_ports - {number}
+            self._wait_for_ports(len(self._addresses) - len(cut))
+            self._cut_ports = cut
+        else:
+            self._cut_ports = self._cut_ports | {number}
         linux.enter_namespace(self._home)
         return {}
 

@@ -87,18 +87,23 @@ def be_punctual() -> bool:
     return True
 
 
-def ip(*commands: str) -> None:
-    """Run commands of the `ip` tool in the calling thread's namespace, all in one process.
+def ip(*commands: str) -> str:
+    """Run commands of the `ip` tool in the calling thread's namespace, all in one process; their output.
 
     Raises:
         OSError: one of them failed, or there is no such tool.
     """
     batch = "\n".join(commands) + "\n"
     done = subprocess.run(
-        ["ip", "-batch", "-"], input=batch, capture_output=True, text=True, pass_fds=_descriptors(commands)
+        ["ip", "-details", "-oneline", "-batch", "-"],
+        input=batch,
+        capture_output=True,
+        text=True,
+        pass_fds=_descriptors(commands),
     )
     if done.returncode:
         raise OSError(f"ip failed: {done.stderr.strip()}; its commands were: {'; '.join(commands)}")
+    return done.stdout
 
 
 def _descriptors(commands: tuple[str, ...]) -> list[int]:

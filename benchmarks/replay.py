@@ -9,7 +9,6 @@ relative depth, and its held-out text and facts say what they did to the answers
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -61,7 +60,7 @@ class Recording:
     @property
     def n_fragments(self) -> int:
         """Fragments of a contribution."""
-        return self.outcomes.shape[2] // len(self.shares)
+        return int(self.outcomes.shape[2]) // len(self.shares)
 
     def counts(self) -> dict[str, float]:
         """Shares of the parts that were on time, late by so many layers, and lost."""
@@ -256,7 +255,6 @@ def main() -> int:
     facts = recall(recording, options.facts)
     report.details["facts"] = facts
     report.at_least("facts recalled, x exact", facts["relaxed"] / facts["exact"], 0.97)
-    report.note(json.dumps(report.details, indent=1))
     return report.finish()
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import heapq
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from scheduler.blending import blend
 from scheduler.datagrams import missing_share
 from scheduler.filling import Filling, fill
+from scheduler.heads import head_choices, spread_head
 from scheduler.improving import improve
 from scheduler.layouts import Layout, even_layout
 from scheduler.patience import Response, allowance
@@ -24,6 +25,8 @@ _ALL_SUBSETS = 5
 # What is looked at in more detail.
 _BEST_SUBSETS = 3
 _SMALL_SIZES = (1, 2, 3)
+_BEST_HEADS = 4
+_BEST_PATIENT_HEADS = 2
 _BEST_FILLINGS = 8
 _BEST_LAYOUTS = 8
 _ENOUGH_DRAFTS = 12
@@ -62,6 +65,7 @@ class Search:
         self._mode = mode
         self._response = response if mode == "relaxed" else None
         self._quality = quality
+        self._sets: list[tuple[int, ...]] = []
         self._every = tuple(range(1, time.model.n_layers + 1))
 
     def best(self) -> Draft | None:
@@ -71,7 +75,7 @@ class Search:
             heads = self._heads(nodes)
             for head in heads:
                 at_head = self._time.head(head)
-                patient = head in (heads[0], heads[-1])
+                patient = head in heads[:_BEST_PATIENT_HEADS]
                 for seconds, filling, layout in self._fillings(nodes, head, patient=patient):
                     options.append((seconds + at_head, len(options), filling, layout, head))
         drafts: list[Draft] = []
@@ -79,6 +83,8 @@ class Search:
             drafts += self._round(filling, layout, head)
             if len(drafts) >= _ENOUGH_DRAFTS:
                 break
+        if self._response is None:
+            drafts = self._blended(drafts)
         best: Draft | None = None
         for draft in sorted(drafts, key=lambda draft: draft.seconds)[:_BEST_DRAFTS]:
             better = self._improve(draft)
@@ -100,6 +106,7 @@ class Search:
             for order in self._orders():
                 self._look_along(order, looks)
         found = sorted((seconds, nodes) for nodes, seconds in looks.items() if np.isfinite(seconds))
+        self._sets = [nodes for _, nodes in found]
         chosen = [nodes for _, nodes in found[:_BEST_SUBSETS]]
         if self._response is not None:
             # A first look knows nothing of quality, by which fewer workers may do.
@@ -141,41 +148,25 @@ class Search:
         ]
         return [np.argsort(key, kind="stable").tolist() for key in keys]
 
-    # The head
-
     def _heads(self, nodes: Sequence[int]) -> list[tuple[int, ...]]:
-        """Ways to spread the head: not at all, all of it, and as soon finished as possible."""
-        n_slices = self._time.model.n_head_slices
-        soonest = self._head(nodes, None)
-        groups = self._time.model.n_layers * self._time.model.n_groups
-        if soonest is not None and self._room(soonest)[0] >= groups:
-            return [soonest]
-        heads = [self._head(nodes, n_slices), self._head(nodes, 0), soonest]
-        return sorted({head for head in heads if head is not None}, reverse=True)
+        """Ways to spread the head, those with the fastest token at a first look first."""
+        time = self._time
+        choices = head_choices(time, nodes)
+        soonest = spread_head(time, nodes, None)
+        if soonest is not None and self._is_roomy(soonest, nodes):
+            # Nothing else than time decides.
+            return choices[:1] if choices[0] == soonest else [soonest, choices[0]]
+        looks = []
+        for head in choices:
+            found = fill(time, nodes, self._room(head), self._mode, quick=True)
+            looks.append((found[0].seconds + time.head(head) if found else np.inf, head))
+        return [head for seconds, head in sorted(looks)[:_BEST_HEADS] if np.isfinite(seconds)]
 
-    def _head(self, nodes: Sequence[int], own: int | None) -> tuple[int, ...] | None:
-        """Slices for each node, given one by one to whoever is done first; `own` fixes the coordinator's."""
-        time, model = self._time, self._time.model
-        slices = [0] * (1 + len(time.workers))
-        slice_bytes = max(model.head_slice_bytes, 1e-9)
-        caps = [int(worker.device.memory_bytes // slice_bytes) for worker in time.workers]
-        waiting: list[tuple[float, int]] = []
-        for index in nodes:
-            travel = float(time.outward[index] + time.back[index] + time.share_overhead[index])
-            heapq.heappush(waiting, (travel + float(time.slice_[index]), 1 + index))
-        if own is None:
-            heapq.heappush(waiting, (time.own_slice, 0))
-        slices[0] = own or 0
-        for _ in range(model.n_head_slices - slices[0]):
-            while waiting and waiting[0][1] and slices[waiting[0][1]] >= caps[waiting[0][1] - 1]:
-                heapq.heappop(waiting)
-            if not waiting:
-                return None
-            end, node = heapq.heappop(waiting)
-            slices[node] += 1
-            step = time.own_slice if node == 0 else float(time.slice_[node - 1])
-            heapq.heappush(waiting, (end + step, node))
-        return tuple(slices)
+    def _is_roomy(self, head: Sequence[int], nodes: Sequence[int]) -> bool:
+        """Whether the coordinator, and each of the workers, could hold all groups beside its slices."""
+        room = self._room(head)
+        groups = self._time.model.n_layers * self._time.model.n_groups
+        return min(room[0], *(room[1 + node] for node in nodes)) >= groups
 
     # Layers
 
@@ -184,10 +175,11 @@ class Search:
         lengths = {1.0}
         if self._response is not None:
             lengths.add(self._time.model.n_layers / 4)
-        head = self._head(nodes, None)
+        head = spread_head(self._time, nodes, None)
         if head is None or self._room(head)[0] < self._time.model.n_layers * self._time.model.n_groups:
             # Where memory is short, the head is the first to go.
-            head = self._head(nodes, 0) or self._head(nodes, self._time.model.n_head_slices)
+            every = self._time.model.n_head_slices
+            head = spread_head(self._time, nodes, 0) or spread_head(self._time, nodes, every)
         if head is None:
             return np.inf
         room = self._room(head)
@@ -245,6 +237,18 @@ class Search:
             if layout.syncs == self._every or self._keeps(counts, layout.syncs):
                 seconds = self._time.token(counts, head, layout.syncs, self._mode)
                 yield Draft(counts, head, layout.syncs, seconds)
+
+    def _blended(self, drafts: list[Draft]) -> list[Draft]:
+        """For each way to spread the head the fastest draft, better where other rows mix better."""
+        fastest: dict[tuple[int, ...], Draft] = {}
+        for draft in sorted(drafts, key=lambda draft: draft.seconds):
+            fastest.setdefault(draft.head, draft)
+        blended = []
+        for head, draft in fastest.items():
+            counts = blend(self._time, self._mode, draft.counts, self._sets, self._room(head))
+            seconds = self._time.token(counts, head, draft.syncs, self._mode)
+            blended.append(Draft(counts, head, draft.syncs, seconds))
+        return blended
 
     def _improve(self, draft: Draft) -> Draft:
         def seconds(counts: Counts) -> float:

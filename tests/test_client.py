@@ -109,6 +109,9 @@ def test_every_option_reaches_the_daemon(client: Client) -> None:
         ("penalty_window", -2),
         ("max_tokens", 0),
         ("logprobs", 21),
+        ("quality", 0.0),
+        ("quality", 1.01),
+        ("quality", math.nan),
     ],
 )
 def test_a_value_out_of_range_is_named(client: Client, option: str, value: float) -> None:
@@ -125,6 +128,11 @@ def test_a_value_out_of_range_is_named(client: Client, option: str, value: float
         ("max_tokens", "many"),
         ("stop", "\ud800"),
         ("stop", 3),
+        ("mode", "fast"),
+        ("mode", ""),
+        ("mode", 1),
+        ("mode", ["exact"]),
+        ("quality", "high"),
     ],
 )
 def test_a_value_that_no_message_can_hold_is_refused_here(client: Client, option: str, value: object) -> None:

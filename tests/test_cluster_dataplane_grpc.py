@@ -6,7 +6,7 @@ import asyncio
 import random
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from typing import Any
 
 import grpc
@@ -55,8 +55,10 @@ class Server(cluster_pb2_grpc.ClusterServicer):
         self._thread.start()
         self.port: int = asyncio.run_coroutine_threadsafe(self._start(port), self.loop).result(10)
 
-    def Compute(self, request_iterator: Any, context: Any) -> Any:  # noqa: N802
-        return self._serve(request_iterator)
+    async def Compute(self, request_iterator: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+        async with aclosing(self._serve(request_iterator)) as responses:  # type: ignore[type-var]
+            async for response in responses:
+                yield response
 
     async def _start(self, port: int) -> int:
         self._server = grpc.aio.server(options=[*OPTIONS, ("grpc.so_reuseport", 0)])

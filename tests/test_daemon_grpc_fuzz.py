@@ -73,6 +73,8 @@ common: dict[str, st.SearchStrategy[Any]] = {
     "max_tokens": st.one_of(st.integers(1, 4), int32),
     "stop": st.lists(text, max_size=3),
     "logprobs": optional(int32),
+    "mode": st.one_of(st.integers(0, 2), int32),
+    "quality": optional(double),
 }
 token_ids = st.builds(inference_pb2.TokenIds, ids=tokens)
 turn = st.builds(
@@ -201,7 +203,15 @@ def test_damaged_messages_get_a_typed_answer(
 
 
 @EXAMPLES
-@given(request=st.builds(inference_pb2.GenerateRequest, text=st.text(max_size=40), sampling=sound_sampling))
+@given(
+    request=st.builds(
+        inference_pb2.GenerateRequest,
+        text=st.text(max_size=40),
+        sampling=sound_sampling,
+        mode=st.integers(0, 2),
+        quality=optional(st.floats(0, 1, exclude_min=True)),
+    )
+)
 def test_values_within_their_ranges_are_served(
     daemon: GrpcDaemon, channel: grpc.Channel, request: inference_pb2.GenerateRequest
 ) -> None:

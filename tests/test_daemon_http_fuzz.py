@@ -101,7 +101,7 @@ PARAMETERS = """
     top_logprobs max_tokens max_completion_tokens stream stream_options tools tool_choice functions
     response_format logit_bias presence_penalty frequency_penalty repetition_penalty repeat_penalty
     penalty_window repeat_last_n timeout user metadata store encoding_format dimensions modalities audio
-    reasoning_effort role content
+    reasoning_effort role content mode quality
 """
 NAMES = st.sampled_from(PARAMETERS.split())
 MESSAGES = st.lists(
@@ -128,6 +128,8 @@ SOUND = st.fixed_dictionaries(
         "temperature": st.floats(0, 100),
         "top_p": st.floats(0, 1),
         "seed": st.integers(-(2**63), 2**64),
+        "mode": st.sampled_from(["exact", "relaxed"]),
+        "quality": st.floats(0, 1),
         "stop": TEXTS | st.lists(TEXTS, max_size=3),
         "stream": st.booleans(),
         "logprobs": st.booleans() | st.integers(0, 20),

@@ -6,7 +6,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from edge_runtime.daemon.metrics import Metrics
-from edge_runtime.daemon.requests import Usage
+from edge_runtime.daemon.requests import ContributionCounts, Usage
 from edge_runtime.daemon.status import LoadedModel, RequestState, RequestStatus, Status
 
 
@@ -37,7 +37,7 @@ def status(*, temperature: float | None = 51.5, name: str = "demo") -> Status:
     )
 
 
-def usage(generated: int = 5) -> Usage:
+def usage(generated: int = 5, contributions: ContributionCounts | None = None) -> Usage:
     return Usage(
         finish_reason="stop",
         seed=1,
@@ -47,6 +47,7 @@ def usage(generated: int = 5) -> Usage:
         queue_seconds=0.25,
         prefill_seconds=0.5,
         decode_seconds=2.0,
+        contributions=contributions,
     )
 
 
@@ -85,6 +86,23 @@ def test_a_refused_request_counts_without_times() -> None:
     assert metrics.finished_counts() == {"overloaded": 2, "cancelled": 1}
     assert page["edgert_requests_total", ("overloaded",)] == 2
     assert page["edgert_queue_seconds_count", ()] == 0
+
+
+def outcomes(metrics: Metrics) -> list[float]:
+    page = read(metrics, status())
+    return [
+        page["edgert_contributions_total", (outcome,)]
+        for outcome in ("on_time", "late", "lost", "recomputed")
+    ]
+
+
+def test_contributions_of_other_devices_are_counted_by_what_became_of_them() -> None:
+    metrics = Metrics()
+    assert outcomes(metrics) == [0, 0, 0, 0]  # there from the beginning
+    metrics.finished("stop", usage(contributions=ContributionCounts(40.0, (2.5, 0.25), 1.0, 0.5, False)))
+    metrics.finished("length", usage(contributions=ContributionCounts(2.0, (), 0.0, 8.0, True)))
+    metrics.finished("stop", usage())  # computed alone
+    assert outcomes(metrics) == [42, 2.75, 1, 8.5]
 
 
 @pytest.mark.parametrize("generated", [0, 1])

@@ -309,6 +309,11 @@ def test_models_are_listed(client: OpenAI) -> None:
         ),
         ({"extra_body": {"temprature": 1}}, "temprature"),
         ({"extra_body": {"top_k": -1}}, "top_k"),
+        ({"extra_body": {"mode": "fast"}}, "mode"),
+        ({"extra_body": {"mode": 1}}, "mode"),
+        ({"extra_body": {"quality": 0}}, "quality"),
+        ({"extra_body": {"quality": 1.01}}, "quality"),
+        ({"extra_body": {"quality": "high"}}, "quality"),
     ],
 )
 def test_what_would_change_the_answer_is_refused(

@@ -35,7 +35,8 @@ _ENDS: dict[str, str] = {
     "is terminated": "os.kill(os.getpid(), signal.SIGTERM)",
     "is killed": "os.kill(os.getpid(), signal.SIGKILL)",
     "is killed while a child of its own lives on": (
-        "os.fork() or (os.close(1), os.close(2), time.sleep(3), os._exit(0)); os.kill(os.getpid(), signal.SIGKILL)"
+        "os.fork() or (os.close(1), os.close(2), time.sleep(3), os._exit(0))\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)"
     ),
 }
 
@@ -46,8 +47,8 @@ def users_of(namespace: str) -> list[str]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
             try:
-                held = [os.readlink(entry / "ns" / "net")]
-                held += [os.readlink(descriptor) for descriptor in (entry / "fd").iterdir()]
+                held = [str((entry / "ns" / "net").readlink())]
+                held += [str(descriptor.readlink()) for descriptor in (entry / "fd").iterdir()]
                 command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
             except OSError:
                 continue
@@ -77,7 +78,7 @@ def test_nothing_is_left_when_the_program(end: str, switch: str) -> None:
     for namespace in namespaces:
         # A forked child that lives on holds descriptors of its own for as long as it does.
         patience = 10.0 if "child" not in end else 20.0
-        assert becomes_true(lambda name=namespace: not users_of(name), patience), users_of(namespace)  # type: ignore[misc]
+        assert becomes_true(lambda name=namespace: not users_of(name), patience), users_of(namespace)
 
 
 def test_killing_the_keeper_ends_the_lab_with_a_clear_error() -> None:
@@ -87,7 +88,7 @@ def test_killing_the_keeper_ends_the_lab_with_a_clear_error() -> None:
         names = {int(child): Path(f"/proc/{child}/cmdline").read_bytes() for child in keeper}
         found = [child for child, words in names.items() if b"netlab_keeper" in words]
         assert len(found) == 1
-        namespace = os.readlink(lab.namespace_path("a"))
+        namespace = str(Path(lab.namespace_path("a")).readlink())
         os.kill(found[0], signal.SIGKILL)
         with pytest.raises(NetlabError, match="keeps the lab"):
             lab.switch_report()
@@ -97,7 +98,7 @@ def test_killing_the_keeper_ends_the_lab_with_a_clear_error() -> None:
 
 def test_labs_exist_beside_each_other() -> None:
     with Netlab([Host("a"), Host("b")]) as first, Netlab([Host("a"), Host("b")]) as second:
-        one, other = (os.readlink(lab.namespace_path("a")) for lab in (first, second))
+        one, other = (str(Path(lab.namespace_path("a")).readlink()) for lab in (first, second))
         assert one != other
         first.close()
         assert second.run("a", ["true"]).wait() == 0

@@ -72,6 +72,7 @@ MAY_IMPORT = {
         "edge_runtime.engine",
         "edge_runtime.model_store",
         *SHARED,
+        "edge_runtime.cluster",
         "edge_runtime.daemon",
         "edge_runtime.client",
     },

@@ -180,13 +180,13 @@ def contributions_text(counts: ContributionCounts) -> str:
     everything = counts.on_time + sum(fates.values())
     parts = [f"{_percent(number / everything)} {fate}" for fate, number in fates.items() if number > 0]
     text = ", ".join(parts) or "all on time"
-    return f"{text}, exact from the bound of --quality on" if counts.fell_back else text
+    return f"{text}, went on exactly at the quality's bound" if counts.fell_back else text
 
 
 def _percent(share: float) -> str:
     if share < 0.0005:
         return "under 0.1 %"
-    return f"{share:.0%}".replace("%", " %") if share >= 0.0995 else f"{share:.1%}".replace("%", " %")
+    return f"{100 * share:.0f} %" if share >= 0.0995 else f"{100 * share:.1f} %"
 
 
 def timings(generation: Answer) -> str:

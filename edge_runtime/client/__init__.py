@@ -25,6 +25,14 @@ from edge_runtime.client.types import (
     TokenLogprob,
     Usage,
 )
+from edge_runtime.cluster.report import (
+    ClusterReport,
+    LayerReport,
+    MemberReport,
+    MemberState,
+    NodeShare,
+    PartitionReport,
+)
 
 __all__ = [
     "Alternative",
@@ -33,16 +41,22 @@ __all__ = [
     "AsyncStream",
     "Chunk",
     "Client",
+    "ClusterReport",
     "ContributionCounts",
     "Embeddings",
     "FinishReason",
     "GenerationOptions",
+    "LayerReport",
     "LoadedModel",
+    "MemberReport",
+    "MemberState",
     "Message",
     "Mode",
     "Model",
     "ModelDescription",
     "Models",
+    "NodeShare",
+    "PartitionReport",
     "PullProgress",
     "RequestState",
     "RequestStatus",

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypedDict
 
+from edge_runtime.cluster.report import ClusterReport
+
 FinishReason = Literal["stop", "length"]
 Mode = Literal["exact", "relaxed"]
 RequestState = Literal["queued", "prefill", "decode"]
@@ -298,6 +300,8 @@ class Status:
         memory_bytes, memory_available_bytes: of the daemon, and free on its device.
         temperature: of the processor in degrees Celsius; None where the device does not tell.
         cpu_percent: of all cores, since the last status.
+        cluster: the devices that compute together; None where the daemon's belongs to no cluster. Where they
+            are is told only to the scope ``admin``.
     """
 
     version: str
@@ -318,3 +322,4 @@ class Status:
     memory_available_bytes: int
     temperature: float | None
     cpu_percent: float
+    cluster: ClusterReport | None = None

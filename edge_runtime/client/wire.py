@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from edge_runtime.client import types
+from edge_runtime.client.cluster_wire import cluster_report
 from edge_runtime.errors import RequestError
 from edge_runtime.v1 import daemon_pb2, inference_pb2, models_pb2
 
@@ -247,6 +248,7 @@ def status(message: daemon_pb2.GetStatusResponse) -> types.Status:
         memory_available_bytes=message.memory_available_bytes,
         temperature=message.temperature if message.HasField("temperature") else None,
         cpu_percent=message.cpu_percent,
+        cluster=cluster_report(message.cluster) if message.HasField("cluster") else None,
     )
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from edge_runtime.cluster.contributions import Contributions
 from edge_runtime.cluster.exchange import Link
 from edge_runtime.cluster.fills import Fills
-from edge_runtime.cluster.outstanding import Outstanding
+from edge_runtime.cluster.outstanding import Outstanding, Record
 from edge_runtime.cluster.pending import Pending
 from edge_runtime.cluster.plan_shares import PlanShares
 from edge_runtime.cluster.prefill import Prefill
@@ -78,6 +78,7 @@ class Coordinator:
         self._step = 0
         self._syncs_of: dict[float, frozenset[int]] = {}
         self._forms = [kernel_form(gate) for gate, _, _ in computer.shape.types]
+        self._head_form = kernel_form(computer.shape.head_type)
         n_workers = len(shares.plan.groups[0]) - 1
         self.health = [WorkerHealth() for _ in range(n_workers + 1)]  # by node; that of node 0 is not used
         self.times = StepTimes(computer.shape.n_layers)
@@ -87,6 +88,10 @@ class Coordinator:
     def plan_shares(self) -> PlanShares:
         """Of the plan in force."""
         return self._shares
+
+    def record(self, record: Record | None) -> None:
+        """Have every contribution's fate told to somebody; None ends it."""
+        self._outstanding.record = record
 
     @property
     def totals(self) -> Contributions:
@@ -117,7 +122,7 @@ class Coordinator:
             self._outstanding.begin(self._step, self._shares, requests, exact=exact)
             self._layers(x, exact, syncs)
             self.times.end_token(time.perf_counter() - started)
-        logits = self._steps.logits(x)
+        logits = self._logits(x)
         for request in requests:
             request.end_token()
         return Result(logits, {})
@@ -147,6 +152,35 @@ class Coordinator:
         outstanding.give_up()
         for worker in checked & asked:
             self.health[worker].verified = True
+
+    def _logits(self, x: Floats) -> Floats:
+        """Logits (n_wanted, n_vocab), of which workers compute what the plan gives them."""
+        shares, outstanding = self._shares, self._outstanding
+        inputs = self._steps.head_input(x)
+        logits = np.empty((len(inputs), shares.shape.n_vocab), np.float32)
+        asked = self._asked_workers() if len(inputs) <= MAX_DATAGRAM_ROWS else set()
+        parts: dict[int, Floats] = {}
+        if shares.head_workers and len(inputs):
+            outstanding.begin_head(self._step, shares)
+            content, now = encode(self._head_form, inputs), time.perf_counter()
+            for worker in shares.head_workers:
+                if worker not in asked:
+                    continue
+                target = np.zeros(len(inputs) * len(shares.head_rows(worker)), np.float32)
+                resend = now + self._tails.resend_after(worker)
+                parts[worker] = target.reshape(len(inputs), -1)
+                outstanding.ask(
+                    Pending(shares.shape.n_layers, worker, target, inputs, now, resend, 0.0), content
+                )
+        logits[:, shares.head_rows(0)] = shares.own_logits(inputs)
+        for worker in shares.head_workers:
+            if worker not in parts:
+                parts[worker] = shares.compute(shares.shape.n_layers, worker, inputs)
+        if shares.head_workers:
+            outstanding.wait(shares.shape.n_layers + 1, final=True)
+        for worker, part in parts.items():
+            logits[:, shares.head_rows(worker)] = part
+        return logits
 
     def _ask(
         self, layer: int, workers: list[int], x: Floats, inputs: Floats, exact: bool, checked: set[int]

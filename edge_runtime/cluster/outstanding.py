@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +25,9 @@ _log = logging.getLogger("edgert.cluster")
 
 # Longest wait for a worker, whatever was measured: what a person notices.
 LONGEST_WAIT = 0.25
+# A worker that gave no sign of life for so long while it was asked is left alone for a while. What it owes
+# is computed here well before that.
+_SILENT_SECONDS = 0.1
 # Values beyond this are no activations of any model.
 _LARGEST_VALUE = 1e6
 # A contribution is held against one computed here, which sums in the same order; answers of relaxed requests
@@ -31,8 +36,24 @@ _TOLERANCE = {True: 1e-3, False: 3e-2}
 _BAD_DATAGRAMS = 3  # sealed ones that cannot be right, after which a worker is expelled
 
 
+class Record(Protocol):
+    """Told of every fragment that is folded in (or lost), for experiments.
+
+    Args:
+        fragment: its number; -1 for the rest of the contribution, which was computed here.
+        by: layers that it is late; -1: lost.
+    """
+
+    def __call__(self, layer: int, worker: int, fragment: int, n_fragments: int, by: int, /) -> None: ...
+
+
 class Outstanding:
-    """The contributions that one token waits for. Begin each token with `begin`."""
+    """The contributions that one token waits for. Begin each token with `begin`.
+
+    Attributes:
+        totals: what became of all contributions since the start.
+        record: who is told of each; None for nobody.
+    """
 
     def __init__(
         self,
@@ -49,8 +70,11 @@ class Outstanding:
         self._clock = clock
         self._pending: dict[tuple[int, int], Pending] = {}
         self._blocking = False
+        self._silent_since: dict[int, float] = {}
         self.step = 0
         self.totals = Contributions()
+        self.record: Record | None = None
+        self._boundary = 0
 
     def begin(self, step: int, shares: PlanShares, requests: Sequence[Contributions], *, exact: bool) -> None:
         """A new token of these requests: what is still on its way belongs to the past."""
@@ -62,11 +86,22 @@ class Outstanding:
         self._counted = (*requests, self.totals)
         self._exact = exact
 
+    def begin_head(self, step: int, shares: PlanShares) -> None:
+        """The head of the same token: always waited for, and counted for nobody."""
+        if step != self.step:  # a prompt's, whose layers went over streams
+            self._link.begin_step(step)
+        self.step, self._shares = step, shares
+        self._requests = self._counted = ()
+        self._exact = True
+
     # --- asking -------------------------------------------------------------------------------
 
     def ask(self, pending: Pending, content: bytes) -> None:
         """Ask a worker for a contribution; `content` are its inputs as they travel."""
         self._pending[pending.layer, pending.worker] = pending
+        since = self._silent_since.get(pending.worker, -math.inf)
+        if self._link.last_seen(pending.worker) >= since:
+            self._silent_since[pending.worker] = pending.asked
         plan = self._shares.plan
         self._link.send(
             pending.worker,
@@ -90,18 +125,19 @@ class Outstanding:
 
     def collect(self, boundary: int) -> None:
         """Take in what is there, and ask again for what should be."""
+        self._boundary = boundary
         while self._pending:
             answer = self._link.receive(0.0)
             if answer is None:
                 break
-            self._fold(answer, boundary)
+            self._fold(answer)
         if self._pending:
             now = self._clock()
             for pending in self._pending.values():
                 if now >= pending.resend:
                     self._ask_again(pending, now)
 
-    def _fold(self, answer: Answer, boundary: int) -> None:
+    def _fold(self, answer: Answer) -> None:
         pending = self._pending.get((answer.layer, answer.worker))
         if pending is None or answer.step != self.step:
             return
@@ -111,8 +147,11 @@ class Outstanding:
         if not pending.fold(answer.first, answer.values, answer.fragment, answer.n_fragments):
             return
         part = len(answer.values) / pending.target.size
+        by = self._boundary - answer.layer - 1
         for request in self._counted:
-            request.came(answer.layer, part, pending.share, boundary - answer.layer - 1)
+            request.came(answer.layer, part, pending.share, by)
+        if self.record is not None:
+            self.record(answer.layer, answer.worker, answer.fragment, answer.n_fragments, by)
         if pending.complete:
             del self._pending[answer.layer, answer.worker]
             took = self._clock() - pending.asked
@@ -158,6 +197,7 @@ class Outstanding:
         Args:
             final: no later boundary follows in this token.
         """
+        self._boundary = boundary
         self._blocking = True
         try:
             while self._pending:
@@ -166,7 +206,7 @@ class Outstanding:
                     return
                 answer = self._link.receive(max(wake - self._clock(), 0.0))
                 if answer is not None:
-                    self._fold(answer, boundary)
+                    self._fold(answer)
                 else:
                     self._heed_refusals()
         finally:
@@ -208,14 +248,17 @@ class Outstanding:
         )
 
     def _overdue(self, pending: Pending) -> None:
-        """Compute here what a worker owes: this alone if it lives, everything if it gave no sign of it."""
+        """Compute here what a worker owes: this alone, or everything if it seems to be gone."""
         worker = pending.worker
         if self._link.statistics(worker).bad >= _BAD_DATAGRAMS:
             self._expel(worker, "sealed answers that cannot be right: not finite, or of a wrong shape")
-        elif self._link.last_seen(worker) > pending.asked and not self._health[worker].expelled:
-            self._recompute(pending)
-        else:
+            return
+        since = self._silent_since.get(worker, -math.inf)
+        silent = self._link.last_seen(worker) < since and self._clock() - since > _SILENT_SECONDS
+        if silent and not self._health[worker].expelled:
             self.fail(worker)
+        else:
+            self._recompute(pending)
 
     # --- workers that do not answer -----------------------------------------------------------
 
@@ -238,6 +281,8 @@ class Outstanding:
     def _recompute(self, pending: Pending) -> None:
         self._pending.pop((pending.layer, pending.worker), None)
         self.count_recomputed(pending.part_missing)
+        if self.record is not None:
+            self.record(pending.layer, pending.worker, -1, 0, self._boundary - pending.layer - 1)
         pending.complete_with(self._shares.compute(pending.layer, pending.worker, pending.inputs))
 
     def count_recomputed(self, part: float) -> None:
@@ -251,4 +296,6 @@ class Outstanding:
             pending.settle()
             for request in self._counted:
                 request.went_missing(pending.layer, pending.part_missing, pending.share)
+            if self.record is not None:
+                pending.each_missing(self.record)
         self._pending.clear()

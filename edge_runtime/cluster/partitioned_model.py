@@ -61,7 +61,7 @@ class PartitionedModel:
 
     Args:
         name: of the model.
-        engine: loaded with ``ffn=False``.
+        engine: loaded with ``ffn=False`` and ``head=False``.
         between_tokens: used from the first plan on; until then nothing else runs the engine.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -76,6 +77,16 @@ class Pending:
     def part_missing(self) -> float:
         """How much of it is not there, 0 to 1."""
         return 1.0 - sum(length for _, length in self.arrived) / self.target.size
+
+    def each_missing(self, tell: Callable[[int, int, int, int, int], object]) -> None:
+        """Tell (layer, worker, fragment, fragments, -1) for each fragment that is not there."""
+        if self.missing == ALL_FRAGMENTS:
+            tell(self.layer, self.worker, -1, 0, -1)
+            return
+        n_fragments = len(self.arrived) + self.missing.bit_count()
+        for fragment in range(n_fragments):
+            if self.missing >> fragment & 1:
+                tell(self.layer, self.worker, fragment, n_fragments, -1)
 
     def complete_with(self, computed: Floats) -> None:
         """Add what did not arrive, from the whole contribution (n_rows, width) computed here."""

@@ -56,6 +56,10 @@ class PlanShares:
                 held = self._hold(layer, tuple(group for group in groups if group in spare))
                 rest = self._in_place(layer, tuple(group for group in groups if group not in spare))
                 self._fallbacks[layer, worker] = tuple(s for s in (held, *rest) if s is not None)
+        self.head = self._head(plan.head_slices[0], hold=memory_bytes is None)
+        self._head_of = {
+            worker: self._head(plan.head_slices[worker], hold=False) for worker in self.head_workers
+        }
         self._known = {}
 
     def share_of(self, layer: int, worker: int) -> float:
@@ -63,15 +67,33 @@ class PlanShares:
         return len(self.plan.groups[layer][worker]) / self._slices.shape.n_groups
 
     def compute(self, layer: int, worker: int, inputs: Floats) -> Floats:
-        """A worker's contribution, computed here; (n_rows, n_embd)."""
+        """A worker's contribution, or its part of the logits, computed here; (n_rows, width)."""
+        if layer == self.shape.n_layers:
+            return self._compute_head(self._head_of[worker], inputs)
         shares = self._fallbacks[layer, worker]
         total = self._computer.compute(shares[0], inputs).copy()
         for share in shares[1:]:
             total += self._computer.compute(share, inputs)
         return total
 
+    def own_logits(self, inputs: Floats) -> Floats:
+        """The coordinator's part of the logits, (n_rows, rows of its slices)."""
+        return self._compute_head(self.head, inputs)
+
+    def _compute_head(self, shares: tuple[Share, ...], inputs: Floats) -> Floats:
+        parts = [self._computer.compute(share, inputs).copy() for share in shares]
+        return np.concatenate(parts, axis=1) if parts else np.empty((len(inputs), 0), np.float32)
+
+    def head_rows(self, node: int) -> NDArray[np.intp]:
+        """The tokens whose logits a node computes, in its order."""
+        size, shape = self.shape.head_slice_rows, self.shape
+        rows = [np.arange(n * size, n * size + shape.slice_rows(n)) for n in self.plan.head_slices[node]]
+        return np.concatenate(rows) if rows else np.empty(0, np.intp)
+
     def is_resident(self, layer: int, worker: int) -> bool:
         """Whether a worker's groups are in this device's memory too."""
+        if layer == self.shape.n_layers:
+            return False
         return not any(share.in_file for share in self._fallbacks[layer, worker])
 
     def _own(self, memory_bytes: int | None) -> list[tuple[Share, ...]]:
@@ -110,6 +132,29 @@ class PlanShares:
             share = self._computer.share(layer, {group: self._slices.group(layer, group) for group in key[1]})
         self._held[key] = share
         return share
+
+    def _head(self, slices: tuple[int, ...], *, hold: bool) -> tuple[Share, ...]:
+        """Shares of slices of the head: in memory, or in the file, one for each run of neighbours."""
+        shape = self.shape
+        if not slices:
+            return ()
+        if hold:
+            key = (shape.n_layers, slices)
+            share = self._held.get(key) or self._known.get(key)
+            if share is None:
+                share = self._computer.head_share({n: self._slices.head_slice(n) for n in slices})
+            self._held[key] = share
+            return (share,)
+        found = []
+        start = 0
+        for end in range(1, len(slices) + 1):
+            if end == len(slices) or slices[end] != slices[end - 1] + 1:
+                run = slices[start:end]
+                share = self._computer.mapped_head(self._gguf, self._slices.head_name, run)
+                self._in_file[shape.n_layers, run] = share
+                found.append(share)
+                start = end
+        return tuple(found)
 
     def _in_place(self, layer: int, groups: tuple[int, ...]) -> list[Share]:
         """Shares that lie in the file; a short last group cannot and is held."""

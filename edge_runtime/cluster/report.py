@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 MemberState = Literal["here", "works", "idle", "paused", "expelled", "gone"]
@@ -119,6 +119,8 @@ class ClusterReport:
     Attributes:
         name: of this device; is_founder: whether it can invite others.
         fingerprint: of the cluster's authority, hexadecimal.
+        address: HOST:PORT of this device, for other members.
+        members: this device first.
     """
 
     name: str
@@ -127,3 +129,11 @@ class ClusterReport:
     address: str
     members: tuple[MemberReport, ...]
     models: tuple[PartitionReport, ...]
+
+    def without_addresses(self) -> ClusterReport:
+        """For those who need not know where the members are; why one cannot be reached would tell it too."""
+        members = (
+            replace(member, address="", reason="" if member.state == "gone" else member.reason)
+            for member in self.members
+        )
+        return replace(self, address="", members=tuple(members))

@@ -66,7 +66,9 @@ class UdpSocket:
         if self._bursts:
             with contextlib.suppress(OSError):
                 self._socket.setsockopt(_SOL_UDP, _UDP_GRO, 1)
-        self.port: int = self._socket.getsockname()[1]
+        bound = self._socket.getsockname()
+        self.port: int = bound[1]
+        self._own = ({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(bound[0], bound[0]), *bound[1:])
         self.unsent = 0
         self._buffer = bytearray(_LARGEST)
         self._view = memoryview(self._buffer)
@@ -164,10 +166,8 @@ class UdpSocket:
 
     def wake(self) -> None:
         """Let a waiting `receive` return, with an empty datagram."""
-        own = "::1" if self.family == socket.AF_INET6 else "127.0.0.1"
-        host = self._socket.getsockname()[0]
         with contextlib.suppress(OSError):
-            self._socket.sendto(b"", (own if host in ("0.0.0.0", "::") else host, self.port))
+            self._socket.sendto(b"", self._own)
 
     def close(self) -> None:
         """Free the socket."""

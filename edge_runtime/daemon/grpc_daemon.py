@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge_runtime.daemon.auth import Scope
 from edge_runtime.daemon.grpc_boundary import Caller, current_caller
+from edge_runtime.daemon.grpc_cluster import cluster_status
 from edge_runtime.daemon.grpc_models import loaded_model
 from edge_runtime.daemon.status import RequestStatus
 from edge_runtime.v1 import daemon_pb2 as pb
@@ -37,6 +38,9 @@ class DaemonServicer(daemon_pb2_grpc.DaemonServicer):
         """The daemon at this moment."""
         status = self._service.status()
         caller = current_caller()
+        cluster = status.cluster
+        if cluster is not None and Scope.ADMIN not in caller.identity.scopes:
+            cluster = cluster.without_addresses()
         return pb.GetStatusResponse(
             version=status.version,
             pid=status.pid,
@@ -56,6 +60,7 @@ class DaemonServicer(daemon_pb2_grpc.DaemonServicer):
             memory_available_bytes=status.memory_available_bytes,
             temperature=status.temperature,
             cpu_percent=status.cpu_percent,
+            cluster=cluster_status(cluster) if cluster is not None else None,
         )
 
     async def Shutdown(self, request: pb.ShutdownRequest, context: Any) -> pb.ShutdownResponse:  # noqa: N802

@@ -93,7 +93,7 @@ class LoadedModels:
         cluster = self._cluster
         if cluster is None or not cluster.active:
             return None
-        engine = await asyncio.to_thread(Engine.load, path, replace(options, ffn=False))
+        engine = await asyncio.to_thread(Engine.load, path, replace(options, ffn=False, head=False))
         worker = Worker(name, engine, self._config.scheduling, self._observer, self._turn)
         worker.before_freeing = partial(cluster.release, name)
         try:

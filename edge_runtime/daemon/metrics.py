@@ -148,6 +148,8 @@ def _gauges(status: Status) -> Iterator[Metric]:
         if value is not None:
             yield GaugeMetricFamily(name, explanation, value=value)
     yield from _model_gauges(status)
+    if status.cluster is not None:
+        yield from cluster_gauges(status.cluster)
 
 
 def _model_gauges(status: Status) -> Iterator[Metric]:

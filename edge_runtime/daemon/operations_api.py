@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from starlette.requests import Request
@@ -51,9 +52,12 @@ class OperationsApi:
         return Response(body, headers={"content-type": content_type})
 
     async def status(self, request: Request) -> Response:
-        """``GET /api/status``; of others' requests only administrators see whose they are."""
+        """``GET /api/status``; whose others' requests are and where members are, administrators alone see."""
         identity = identify(request, self._gate, Scope.INFER)
-        status = self._service.status().as_json()
+        found = self._service.status()
+        if Scope.ADMIN not in identity.scopes and found.cluster is not None:
+            found = replace(found, cluster=found.cluster.without_addresses())
+        status = found.as_json()
         if Scope.ADMIN not in identity.scopes:
             own = client_of(request, identity)
             status["requests"] = [

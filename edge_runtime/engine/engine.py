@@ -41,7 +41,8 @@ class EngineOptions:
         weights: ``repack`` copies them to the fastest layout; ``mmap`` leaves them in the file, for
             devices short of memory.
         kv_type: how keys and values are kept: ``f16``, ``f32`` (twice the memory) or ``q8_0`` (half).
-        ffn: False leaves the FFNs in the file: whoever replaces `Engine.forward_pass` computes them.
+        ffn, head: False leaves the FFNs, or the LM head, in the file: whoever replaces
+            `Engine.forward_pass` computes them.
 
     Raises:
         RequestError: a value out of range.
@@ -54,6 +55,7 @@ class EngineOptions:
     weights: Literal["repack", "mmap"] = "repack"
     kv_type: KVType = "f16"
     ffn: bool = True
+    head: bool = True
 
     def __post_init__(self) -> None:
         for name, highest in (
@@ -146,6 +148,7 @@ class Engine:
                 kv_type=options.kv_type,
                 repack=options.weights == "repack",
                 ffn=options.ffn,
+                head=options.head,
                 progress=progress,
             )
             return cls(gguf, model, tokenizer, options)

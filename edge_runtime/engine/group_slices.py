@@ -146,6 +146,7 @@ class GroupSlices:
 
     Attributes:
         shape: what they are slices of.
+        head_name: of the head's tensor; the embedding matrix where the head is tied to it.
 
     Raises:
         RequestError: a group size that the file's quantization does not allow.
@@ -168,7 +169,7 @@ class GroupSlices:
         if size < 1 or (size % unit and size != hp.n_ff):
             raise RequestError(f"neuron groups of {size} were asked for; this file needs multiples of {unit}")
         self._gguf = gguf
-        self._head = HEAD if HEAD in gguf.tensors else EMBEDDING
+        self.head_name = HEAD if HEAD in gguf.tensors else EMBEDDING
         self.shape = PartitionShape(
             architecture=hp.architecture,
             n_embd=hp.n_embd,
@@ -177,7 +178,7 @@ class GroupSlices:
             n_vocab=hp.n_vocab,
             group_size=size,
             types=types,  # type: ignore[arg-type]
-            head_type=gguf.tensors[self._head].type,
+            head_type=gguf.tensors[self.head_name].type,
         )
 
     def group(self, layer: int, group: int) -> bytes:
@@ -199,7 +200,7 @@ class GroupSlices:
     def head_slice(self, number: int) -> bytes:
         """A slice of the head's rows."""
         start = number * self.shape.head_slice_rows
-        rows = self._rows(self._head, self.shape.n_vocab)
+        rows = self._rows(self.head_name, self.shape.n_vocab)
         return rows[start : start + self.shape.slice_rows(number)].tobytes()
 
     def _rows(self, name: str, n_rows: int) -> NDArray[np.uint8]:

@@ -40,7 +40,7 @@ class Model:
         threads: CPU threads.
         kv_type: how keys and values are kept: ``f16``, ``f32`` (twice the memory) or ``q8_0`` (half).
         repack: copy weights to the layout of the fastest kernels; False leaves them in the file.
-        ffn: False leaves the FFNs' weights in the file even so: others compute them.
+        ffn, head: False leaves the FFNs' weights, or the LM head's, in the file even so: others compute them.
         progress: called with the share loaded, 0 .. 1.
 
     Attributes:
@@ -63,6 +63,7 @@ class Model:
         kv_type: KVType = "f16",
         repack: bool = True,
         ffn: bool = True,
+        head: bool = True,
         progress: Callable[[float], None] | None = None,
     ) -> None:
         self.hyperparameters = hyperparameters
@@ -79,7 +80,15 @@ class Model:
             self.backend = resources.enter_context(closing(Backend(threads)))
             self.weights = resources.enter_context(
                 closing(
-                    Weights(gguf, hyperparameters, repack=repack, ffn=ffn, threads=threads, progress=progress)
+                    Weights(
+                        gguf,
+                        hyperparameters,
+                        repack=repack,
+                        ffn=ffn,
+                        head=head,
+                        threads=threads,
+                        progress=progress,
+                    )
                 )
             )
             self._resources = resources.pop_all()

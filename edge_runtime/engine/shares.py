@@ -199,6 +199,26 @@ class ShareComputer:
             share.matrices[name] = view
         return share
 
+    def mapped_head(self, gguf: GGUFFile, name: str, slices: tuple[int, ...]) -> Share:
+        """The share of these slices of the head in place in the model's file; they must be neighbours.
+
+        Args:
+            name: of the head's tensor.
+        """
+        shape = self.shape
+        width = sum(map(shape.slice_rows, slices))
+        share = Share(shape.n_layers, slices, width, in_file=True, context=TensorContext(2))
+        assert share.context is not None
+        row = int(ggml.row_size(shape.head_type, shape.n_embd))
+        start = slices[0] * shape.head_slice_rows * row
+        content = gguf.tensor_bytes(name)[start : start + width * row]
+        buffer = ggml.backend_cpu_buffer_from_ptr(address_of(content), len(content))
+        share.buffers.append(buffer)
+        matrix = ggml.new_tensor_2d(share.context.pointer, shape.head_type, shape.n_embd, width)
+        ggml.backend_tensor_alloc(buffer, matrix, ggml.backend_buffer_get_base(buffer))
+        share.matrices["head"] = matrix
+        return share
+
     def _add(self, share: Share, name: str, type_: int, width: int, rows: NDArray[np.uint8]) -> None:
         """Store a matrix of `width` columns, repacked where the CPU has kernels for it."""
         rows = np.ascontiguousarray(rows)

@@ -150,7 +150,7 @@ class Weights:
     Args:
         gguf: the open file; must stay open as long as this object lives.
         repack: False leaves every tensor in the mapped file.
-        ffn: False leaves the FFNs' matrices there.
+        ffn, head: False leaves the FFNs' matrices, or the LM head, there.
         threads: used for repacking.
         progress: called with the share done, 0 .. 1.
 
@@ -165,11 +165,13 @@ class Weights:
         *,
         repack: bool = True,
         ffn: bool = True,
+        head: bool = True,
         threads: int = 1,
         progress: Callable[[float], None] | None = None,
     ) -> None:
         self._gguf = gguf
         self._multiplied = _MULTIPLIED if ffn else _ATTENTION
+        self._repacks_head = head
         self._tensors: dict[str, int] = {}
         self._repacked: set[str] = set()
         self._buffers: list[int] = []
@@ -227,7 +229,7 @@ class Weights:
         tensors = self._gguf.tensors
         # A tied head multiplies with the embedding matrix; looking tokens up needs its plain form too.
         head = tensors.get(HEAD, tensors[EMBEDDING])
-        if self._can_repack(head):
+        if self._repacks_head and self._can_repack(head):
             found.append(_Placement(HEAD, (head,)))
         return found
 

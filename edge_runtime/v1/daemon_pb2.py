@@ -22,10 +22,11 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from edge_runtime.v1 import inference_pb2 as edge__runtime_dot_v1_dot_inference__pb2
 from edge_runtime.v1 import models_pb2 as edge__runtime_dot_v1_dot_models__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x65\x64ge_runtime/v1/daemon.proto\x12\x0f\x65\x64ge_runtime.v1\x1a\x1c\x65\x64ge_runtime/v1/models.proto\"\x12\n\x10GetStatusRequest\"\xa3\x04\n\x11GetStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\x03\x12\x0f\n\x07started\x18\x03 \x01(\x01\x12\r\n\x05ready\x18\x04 \x01(\x08\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x10\n\x08stopping\x18\x06 \x01(\x08\x12\x15\n\rdefault_model\x18\x07 \x01(\t\x12,\n\x06models\x18\x08 \x03(\x0b\x32\x1c.edge_runtime.v1.LoadedModel\x12*\n\x08requests\x18\t \x03(\x0b\x32\x18.edge_runtime.v1.Request\x12\x13\n\x0bqueue_limit\x18\n \x01(\x05\x12\x42\n\x08\x66inished\x18\x0b \x03(\x0b\x32\x30.edge_runtime.v1.GetStatusResponse.FinishedEntry\x12\x15\n\rprompt_tokens\x18\x0c \x01(\x03\x12\x18\n\x10generated_tokens\x18\r \x01(\x03\x12\r\n\x05speed\x18\x0e \x03(\x05\x12\x14\n\x0cmemory_bytes\x18\x0f \x01(\x03\x12\x1e\n\x16memory_available_bytes\x18\x10 \x01(\x03\x12\x18\n\x0btemperature\x18\x11 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x0b\x63pu_percent\x18\x12 \x01(\x01\x1a/\n\rFinishedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x42\x0e\n\x0c_temperature\"\xa4\x01\n\x07Request\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06\x63lient\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12,\n\x05state\x18\x04 \x01(\x0e\x32\x1d.edge_runtime.v1.RequestState\x12\x15\n\rprompt_tokens\x18\x05 \x01(\x05\x12\x18\n\x10generated_tokens\x18\x06 \x01(\x05\x12\x0f\n\x07seconds\x18\x07 \x01(\x01\"\x11\n\x0fShutdownRequest\"\x12\n\x10ShutdownResponse*|\n\x0cRequestState\x12\x1d\n\x19REQUEST_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14REQUEST_STATE_QUEUED\x10\x01\x12\x19\n\x15REQUEST_STATE_PREFILL\x10\x02\x12\x18\n\x14REQUEST_STATE_DECODE\x10\x03\x32\xad\x01\n\x06\x44\x61\x65mon\x12R\n\tGetStatus\x12!.edge_runtime.v1.GetStatusRequest\x1a\".edge_runtime.v1.GetStatusResponse\x12O\n\x08Shutdown\x12 .edge_runtime.v1.ShutdownRequest\x1a!.edge_runtime.v1.ShutdownResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x65\x64ge_runtime/v1/daemon.proto\x12\x0f\x65\x64ge_runtime.v1\x1a\x1f\x65\x64ge_runtime/v1/inference.proto\x1a\x1c\x65\x64ge_runtime/v1/models.proto\"\x12\n\x10GetStatusRequest\"\xd4\x04\n\x11GetStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\x03\x12\x0f\n\x07started\x18\x03 \x01(\x01\x12\r\n\x05ready\x18\x04 \x01(\x08\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x10\n\x08stopping\x18\x06 \x01(\x08\x12\x15\n\rdefault_model\x18\x07 \x01(\t\x12,\n\x06models\x18\x08 \x03(\x0b\x32\x1c.edge_runtime.v1.LoadedModel\x12*\n\x08requests\x18\t \x03(\x0b\x32\x18.edge_runtime.v1.Request\x12\x13\n\x0bqueue_limit\x18\n \x01(\x05\x12\x42\n\x08\x66inished\x18\x0b \x03(\x0b\x32\x30.edge_runtime.v1.GetStatusResponse.FinishedEntry\x12\x15\n\rprompt_tokens\x18\x0c \x01(\x03\x12\x18\n\x10generated_tokens\x18\r \x01(\x03\x12\r\n\x05speed\x18\x0e \x03(\x05\x12\x14\n\x0cmemory_bytes\x18\x0f \x01(\x03\x12\x1e\n\x16memory_available_bytes\x18\x10 \x01(\x03\x12\x18\n\x0btemperature\x18\x11 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x0b\x63pu_percent\x18\x12 \x01(\x01\x12/\n\x07\x63luster\x18\x13 \x01(\x0b\x32\x1e.edge_runtime.v1.ClusterStatus\x1a/\n\rFinishedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x42\x0e\n\x0c_temperature\"\xa4\x01\n\x07Request\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06\x63lient\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12,\n\x05state\x18\x04 \x01(\x0e\x32\x1d.edge_runtime.v1.RequestState\x12\x15\n\rprompt_tokens\x18\x05 \x01(\x05\x12\x18\n\x10generated_tokens\x18\x06 \x01(\x05\x12\x0f\n\x07seconds\x18\x07 \x01(\x01\"\xbb\x01\n\rClusterStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nis_founder\x18\x02 \x01(\x08\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12/\n\x07members\x18\x05 \x03(\x0b\x32\x1e.edge_runtime.v1.ClusterMember\x12\x31\n\x06models\x18\x06 \x03(\x0b\x32!.edge_runtime.v1.PartitionedModel\"\xb6\x02\n\rClusterMember\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12+\n\x05state\x18\x03 \x01(\x0e\x32\x1c.edge_runtime.v1.MemberState\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\t\x12\x0f\n\x07machine\x18\x06 \x01(\t\x12\x12\n\nlent_bytes\x18\x07 \x01(\x03\x12\x0f\n\x07threads\x18\x08 \x01(\x05\x12\x18\n\x0btemperature\x18\t \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x07\x62\x61ttery\x18\n \x01(\x01H\x01\x88\x01\x01\x12\x1f\n\x12round_trip_seconds\x18\x0b \x01(\x01H\x02\x88\x01\x01\x42\x0e\n\x0c_temperatureB\n\n\x08_batteryB\x15\n\x13_round_trip_seconds\"\xcc\x03\n\x10PartitionedModel\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04plan\x18\x02 \x01(\x05\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12#\n\x04mode\x18\x04 \x01(\x0e\x32\x15.edge_runtime.v1.Mode\x12\x0f\n\x07quality\x18\x05 \x01(\x01\x12\x12\n\ncalibrated\x18\x06 \x01(\x08\x12\x11\n\ttransport\x18\x07 \x01(\t\x12\x13\n\x0bround_trips\x18\x08 \x01(\x05\x12\x19\n\x11predicted_seconds\x18\t \x01(\x01\x12\x18\n\x10measured_seconds\x18\n \x01(\x01\x12\x1a\n\ralone_seconds\x18\x0b \x01(\x01H\x00\x88\x01\x01\x12)\n\x05nodes\x18\x0c \x03(\x0b\x32\x1a.edge_runtime.v1.NodeShare\x12+\n\x06layers\x18\r \x03(\x0b\x32\x1b.edge_runtime.v1.LayerTimes\x12\r\n\x05syncs\x18\x0e \x03(\x05\x12\x0f\n\x07on_time\x18\x0f \x01(\x01\x12\x0c\n\x04late\x18\x10 \x03(\x01\x12\x0c\n\x04lost\x18\x11 \x01(\x01\x12\x12\n\nrecomputed\x18\x12 \x01(\x01\x12\x0e\n\x06tokens\x18\x13 \x01(\x03\x42\x10\n\x0e_alone_seconds\"\x9d\x02\n\tNodeShare\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06groups\x18\x02 \x01(\x05\x12\r\n\x05share\x18\x03 \x01(\x01\x12\x13\n\x0bhead_slices\x18\x04 \x01(\x05\x12\x14\n\x0cweight_bytes\x18\x05 \x01(\x03\x12\x18\n\x10\x62ytes_per_second\x18\x06 \x01(\x01\x12\x1a\n\x12round_trip_seconds\x18\x07 \x01(\x01\x12\x16\n\x0ejitter_seconds\x18\x08 \x01(\x01\x12\x0c\n\x04loss\x18\t \x01(\x01\x12\x0e\n\x06\x63opies\x18\n \x01(\x05\x12\x0c\n\x04sent\x18\x0b \x01(\x03\x12\x10\n\x08received\x18\x0c \x01(\x03\x12\x0f\n\x07repeats\x18\r \x01(\x03\x12\x0b\n\x03\x62\x61\x64\x18\x0e \x01(\x03\x12\x0e\n\x06\x66orged\x18\x0f \x01(\x03\"e\n\nLayerTimes\x12\x17\n\x0f\x63ompute_seconds\x18\x01 \x01(\x01\x12\x14\n\x0cwait_seconds\x18\x02 \x01(\x01\x12\x18\n\x10transfer_seconds\x18\x03 \x01(\x01\x12\x0e\n\x06groups\x18\x04 \x03(\x05\"\x11\n\x0fShutdownRequest\"\x12\n\x10ShutdownResponse*|\n\x0cRequestState\x12\x1d\n\x19REQUEST_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14REQUEST_STATE_QUEUED\x10\x01\x12\x19\n\x15REQUEST_STATE_PREFILL\x10\x02\x12\x18\n\x14REQUEST_STATE_DECODE\x10\x03*\xbc\x01\n\x0bMemberState\x12\x1c\n\x18MEMBER_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11MEMBER_STATE_HERE\x10\x01\x12\x16\n\x12MEMBER_STATE_WORKS\x10\x02\x12\x15\n\x11MEMBER_STATE_IDLE\x10\x03\x12\x17\n\x13MEMBER_STATE_PAUSED\x10\x04\x12\x19\n\x15MEMBER_STATE_EXPELLED\x10\x05\x12\x15\n\x11MEMBER_STATE_GONE\x10\x06\x32\xad\x01\n\x06\x44\x61\x65mon\x12R\n\tGetStatus\x12!.edge_runtime.v1.GetStatusRequest\x1a\".edge_runtime.v1.GetStatusResponse\x12O\n\x08Shutdown\x12 .edge_runtime.v1.ShutdownRequest\x1a!.edge_runtime.v1.ShutdownResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,20 +35,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GETSTATUSRESPONSE_FINISHEDENTRY']._loaded_options = None
   _globals['_GETSTATUSRESPONSE_FINISHEDENTRY']._serialized_options = b'8\001'
-  _globals['_REQUESTSTATE']._serialized_start=855
-  _globals['_REQUESTSTATE']._serialized_end=979
-  _globals['_GETSTATUSREQUEST']._serialized_start=79
-  _globals['_GETSTATUSREQUEST']._serialized_end=97
-  _globals['_GETSTATUSRESPONSE']._serialized_start=100
-  _globals['_GETSTATUSRESPONSE']._serialized_end=647
-  _globals['_GETSTATUSRESPONSE_FINISHEDENTRY']._serialized_start=584
-  _globals['_GETSTATUSRESPONSE_FINISHEDENTRY']._serialized_end=631
-  _globals['_REQUEST']._serialized_start=650
-  _globals['_REQUEST']._serialized_end=814
-  _globals['_SHUTDOWNREQUEST']._serialized_start=816
-  _globals['_SHUTDOWNREQUEST']._serialized_end=833
-  _globals['_SHUTDOWNRESPONSE']._serialized_start=835
-  _globals['_SHUTDOWNRESPONSE']._serialized_end=853
-  _globals['_DAEMON']._serialized_start=982
-  _globals['_DAEMON']._serialized_end=1155
+  _globals['_REQUESTSTATE']._serialized_start=2294
+  _globals['_REQUESTSTATE']._serialized_end=2418
+  _globals['_MEMBERSTATE']._serialized_start=2421
+  _globals['_MEMBERSTATE']._serialized_end=2609
+  _globals['_GETSTATUSREQUEST']._serialized_start=112
+  _globals['_GETSTATUSREQUEST']._serialized_end=130
+  _globals['_GETSTATUSRESPONSE']._serialized_start=133
+  _globals['_GETSTATUSRESPONSE']._serialized_end=729
+  _globals['_GETSTATUSRESPONSE_FINISHEDENTRY']._serialized_start=666
+  _globals['_GETSTATUSRESPONSE_FINISHEDENTRY']._serialized_end=713
+  _globals['_REQUEST']._serialized_start=732
+  _globals['_REQUEST']._serialized_end=896
+  _globals['_CLUSTERSTATUS']._serialized_start=899
+  _globals['_CLUSTERSTATUS']._serialized_end=1086
+  _globals['_CLUSTERMEMBER']._serialized_start=1089
+  _globals['_CLUSTERMEMBER']._serialized_end=1399
+  _globals['_PARTITIONEDMODEL']._serialized_start=1402
+  _globals['_PARTITIONEDMODEL']._serialized_end=1862
+  _globals['_NODESHARE']._serialized_start=1865
+  _globals['_NODESHARE']._serialized_end=2150
+  _globals['_LAYERTIMES']._serialized_start=2152
+  _globals['_LAYERTIMES']._serialized_end=2253
+  _globals['_SHUTDOWNREQUEST']._serialized_start=2255
+  _globals['_SHUTDOWNREQUEST']._serialized_end=2272
+  _globals['_SHUTDOWNRESPONSE']._serialized_start=2274
+  _globals['_SHUTDOWNRESPONSE']._serialized_end=2292
+  _globals['_DAEMON']._serialized_start=2612
+  _globals['_DAEMON']._serialized_end=2785
 # @@protoc_insertion_point(module_scope)

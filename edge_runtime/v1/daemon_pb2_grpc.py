@@ -52,7 +52,8 @@ class DaemonServicer(object):
     """
 
     def GetStatus(self, request, context):
-        """How the daemon fares. Scope `infer`; the requests of others are listed for the scope `admin` alone.
+        """How the daemon fares. Scope `infer`; the requests of others, and where the members of its cluster are,
+        are told to the scope `admin` alone.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
