@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Sequence
 
 from scheduler.timing import TimeModel
 
 # Parts of the head that the coordinator keeps.
 _OWN_PARTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+# Of so many workers, the quickest, all subsets are tried.
+_QUICKEST = 3
 
 
 def spread_head(time: TimeModel, nodes: Sequence[int], own: int | None) -> tuple[int, ...] | None:
@@ -50,7 +53,7 @@ def head_choices(time: TimeModel, nodes: Sequence[int]) -> list[tuple[int, ...]]
     """Ways to spread the head over some workers worth comparing, the fastest first.
 
     Spread as soon finished as possible, or with a part of it on the coordinator; over all of the workers, or
-    the one or two that are done with it first.
+    some of those that are done with it first, as memory may be better used for groups on the others.
     """
     n_slices = time.model.n_head_slices
 
@@ -58,7 +61,13 @@ def head_choices(time: TimeModel, nodes: Sequence[int]) -> list[tuple[int, ...]]
         return float(time.outward[node] + time.back[node] + n_slices * time.slice_[node])
 
     quickest = sorted(nodes, key=alone)
-    sets = dict.fromkeys([tuple(nodes), tuple(sorted(quickest[:2])), tuple(quickest[:1])])
+    sizes = range(1, min(len(nodes), _QUICKEST) + 1)
+    sets = {
+        tuple(sorted(chosen))
+        for size in sizes
+        for chosen in itertools.combinations(quickest[:_QUICKEST], size)
+    }
+    sets.add(tuple(sorted(nodes)))
     owns = [None, *sorted({round(part * n_slices) for part in _OWN_PARTS})]
     found = {spread_head(time, chosen, own) for chosen in sets for own in owns}
     heads = [head for head in found if head is not None]

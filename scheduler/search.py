@@ -71,17 +71,19 @@ class Search:
     def best(self) -> Draft | None:
         """The fastest draft found; None where memory allows none."""
         options: list[tuple[float, int, Filling, Layout, tuple[int, ...]]] = []
+        drafts: list[Draft] = []
         for nodes in self._promising():
             heads = self._heads(nodes)
             for head in heads:
+                drafts += self._all_local(head)
                 at_head = self._time.head(head)
                 patient = head in heads[:_BEST_PATIENT_HEADS]
                 for seconds, filling, layout in self._fillings(nodes, head, patient=patient):
                     options.append((seconds + at_head, len(options), filling, layout, head))
-        drafts: list[Draft] = []
+        enough = len(drafts) + _ENOUGH_DRAFTS
         for _, _, filling, layout, head in sorted(options, key=lambda option: option[:2]):
             drafts += self._round(filling, layout, head)
-            if len(drafts) >= _ENOUGH_DRAFTS:
+            if len(drafts) >= enough:
                 break
         if self._response is None:
             drafts = self._blended(drafts)
@@ -156,10 +158,7 @@ class Search:
         if soonest is not None and self._is_roomy(soonest, nodes):
             # Nothing else than time decides.
             return choices[:1] if choices[0] == soonest else [soonest, choices[0]]
-        looks = []
-        for head in choices:
-            found = fill(time, nodes, self._room(head), self._mode, quick=True)
-            looks.append((found[0].seconds + time.head(head) if found else np.inf, head))
+        looks = [(self._look(nodes, head, [1.0]), head) for head in choices]
         return [head for seconds, head in sorted(looks)[:_BEST_HEADS] if np.isfinite(seconds)]
 
     def _is_roomy(self, head: Sequence[int], nodes: Sequence[int]) -> bool:
@@ -182,13 +181,28 @@ class Search:
             head = spread_head(self._time, nodes, 0) or spread_head(self._time, nodes, every)
         if head is None:
             return np.inf
-        room = self._room(head)
+        return self._look(nodes, head, sorted(lengths))
+
+    def _look(self, nodes: Sequence[int], head: Sequence[int], lengths: Sequence[float]) -> float:
+        """About the seconds of a token with a head spread so, for runs of these lengths."""
+        time, room = self._time, self._room(head)
         found = [
             filling.seconds
-            for length in sorted(lengths)
-            for filling in fill(self._time, nodes, room, self._mode, length, quick=True)[:1]
+            for length in lengths
+            for filling in fill(time, nodes, room, self._mode, length, quick=True)[:1]
         ]
-        return min(found, default=np.inf) + self._time.head(head)
+        if self._all_local(head):
+            found.append(time.alone_seconds - time.model.n_head_slices * time.own_slice)
+        return min(found, default=np.inf) + time.head(head)
+
+    def _all_local(self, head: Sequence[int]) -> list[Draft]:
+        """The draft with a head spread so and all groups on the coordinator, where they fit."""
+        time, model = self._time, self._time.model
+        if self._room(head)[0] < model.n_layers * model.n_groups:
+            return []
+        counts = np.zeros((model.n_layers, len(head)), dtype=np.int64)
+        counts[:, 0] = model.n_groups
+        return [Draft(counts, tuple(head), self._every, time.token(counts, head, self._every, self._mode))]
 
     def _room(self, head: Sequence[int]) -> list[int]:
         time = self._time

@@ -81,6 +81,7 @@ MAY_IMPORT = {
         "edge_runtime.errors",
         *SHARED,
         "edge_runtime.daemon",
+        "edge_runtime.cluster",
         "edge_runtime.model_store",
         "edge_runtime.v1",
     },

@@ -52,21 +52,28 @@ class Table:
         """One row; cells are plain text."""
         self._rows.append(tuple("".join(c for c in cell if c.isprintable()) for cell in cells))
 
-    def print(self) -> None:
-        """To standard output."""
+    def lines(self) -> list[str]:
+        """As they are printed, with the terminal's codes for dim text."""
         rows = [self._titles, *self._rows] if self._header else self._rows
         widths = [max(len(row[column]) for row in rows) for column in range(len(self._titles))]
+        found = []
         for number, row in enumerate(rows):
             cells = [
                 cell.rjust(width) if column in self._right else cell.ljust(width)
                 for column, (cell, width) in enumerate(zip(row, widths, strict=True))
             ]
             if self._header and number == 0:
-                click.secho("  ".join(cells).rstrip(), dim=True)
+                found.append(click.style("  ".join(cells).rstrip(), dim=True))
             elif not self._header:
-                click.echo(f"{click.style(cells[0], dim=True)}  {'  '.join(cells[1:]).rstrip()}")
+                found.append(f"{click.style(cells[0], dim=True)}  {'  '.join(cells[1:]).rstrip()}")
             else:
-                click.echo("  ".join(cells).rstrip())
+                found.append("  ".join(cells).rstrip())
+        return found
+
+    def print(self) -> None:
+        """To standard output."""
+        for line in self.lines():
+            click.echo(line)
         sys.stdout.flush()
 
 

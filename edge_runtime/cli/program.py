@@ -46,6 +46,7 @@ Start with `edgert doctor` if something is slow or fails.
             "Make, list and revoke the tokens with which programs use the daemon.",
         ),
         "config": ("edge_runtime.cli.config", "Show the daemon's settings."),
+        "cluster": ("edge_runtime.cli.cluster", "Let several devices answer together."),
         "bench": ("edge_runtime.cli.bench", "Measure speed and memory on this device."),
         "doctor": ("edge_runtime.cli.doctor", "Check this device and say what to do about each fault."),
         "completion": (

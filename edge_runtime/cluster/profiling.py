@@ -58,14 +58,14 @@ def ping_all(
     Bandwidth is not measured here: a token's datagrams are too few to fill a link.
     """
     times: dict[int, list[float]] = {worker: [] for worker in workers}
-    sent = dict.fromkeys(workers, 0)
+    before = {worker: link.statistics(worker).received for worker in workers}
     for _ in range(_PINGS):
         for worker in workers:
             link.ping(worker)
-            sent[worker] += 1
         _take_pongs(link, times, clock() + _PING_SECONDS, clock)
     _take_pongs(link, times, clock() + _LAST_PING_SECONDS, clock)
-    return {worker: _profile(times[worker], sent[worker]) for worker in workers}
+    pongs = {worker: link.statistics(worker).received - before[worker] for worker in workers}
+    return {worker: _profile(times[worker], pongs[worker]) for worker in workers}
 
 
 def _take_pongs(link: Link, times: dict[int, list[float]], end: float, clock: Callable[[], float]) -> None:
@@ -79,12 +79,12 @@ def _take_pongs(link: Link, times: dict[int, list[float]], end: float, clock: Ca
                 times[worker].append(link.round_trips(worker))
 
 
-def _profile(times: Sequence[float], sent: int) -> LinkProfile | None:
+def _profile(times: Sequence[float], pongs: int) -> LinkProfile | None:
     found = [seconds for seconds in times if math.isfinite(seconds)]
     if len(found) < _LEAST_PONGS:
         return None
     # A ping and its answer are two datagrams.
-    loss = 1.0 - math.sqrt(min(len(found) / sent, 1.0))
+    loss = 1.0 - math.sqrt(min(pongs / _PINGS, 1.0))
     return LinkProfile(
         round_trip_seconds=statistics.median(found),
         jitter_seconds=statistics.pstdev(found),

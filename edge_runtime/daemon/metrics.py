@@ -10,6 +10,7 @@ from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
+from edge_runtime.daemon.cluster_metrics import cluster_gauges
 from edge_runtime.daemon.requests import ContributionCounts, Usage
 from edge_runtime.daemon.status import Status
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime.engine.architecture import Hyperparameters
+from edge_runtime.engine.architecture import MULTIPLIED_TYPES, Hyperparameters
 from edge_runtime.engine.gguf import GGUFFile
 from edge_runtime.engine.neuron_groups import default_group_size
 from edge_runtime.engine.tensor_types import GGML_TYPES
@@ -132,7 +132,7 @@ class PartitionShape:
 
 
 def _check_width(type_: int, width: int) -> None:
-    kind = GGML_TYPES.get(type_)
+    kind = GGML_TYPES.get(type_) if type_ in MULTIPLIED_TYPES else None
     if kind is None or width % kind.block_size:
         name = f"type {type_}" if kind is None else f"{kind.name} for a width of {width}"
         raise ModelFileError(f"shape of a partition: {name}, which cannot be cut")
