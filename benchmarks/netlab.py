@@ -247,8 +247,11 @@ class Netlab:
         """SIGCONT for every process in a host."""
         linux.signal_all(self._namespaces[self._known(host)], signal.SIGCONT)
 
-    def switch_report(self) -> dict[str, Any]:
+    def switch_report(self, *, anew: bool = False) -> dict[str, Any]:
         """What the switch did so far.
+
+        Args:
+            anew: count from zero after this report.
 
         Returns:
             switch: "user space", or "kernel bridge", of which only dropped and cpu_seconds (0) are known.
@@ -257,7 +260,7 @@ class Netlab:
             lateness: seconds by which delayed packets left after their time: p50, p99 (to 10 us), longest.
             links: by "source -> destination", packets, bytes, delivered, duplicated, reordered.
         """
-        report = self._ask({"do": "report"})
+        report = self._ask({"do": "report", "anew": anew})
         links = report["links"].values()
         for counter in ("packets", "bytes", "delivered"):
             report[counter] = sum(link[counter] for link in links)

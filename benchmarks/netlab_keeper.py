@@ -40,6 +40,7 @@ class Keeper:
         self._mtu: int = message["mtu"]
         self._pumps: dict[str, tuple[int, socket.socket]] = {}
         self._bridge: int | None = None
+        self._device_drops_before = 0
         self._cut_ports: frozenset[int] = frozenset()
         self.namespaces: dict[str, int] = {}
         for name in self._addresses:
@@ -116,7 +117,7 @@ class Keeper:
         if message["do"] == "port":
             return self._set_port(message["host"], message["up"])
         if message["do"] == "report":
-            return self._report()
+            return self._report(message["anew"])
         raise ValueError(f"unknown message {message['do']!r}")
 
     def _ask(self, host: str, message: dict[str, Any]) -> dict[str, Any]:
@@ -143,7 +144,7 @@ class Keeper:
         linux.enter_namespace(self._home)
         return {}
 
-    def _report(self) -> dict[str, Any]:
+    def _report(self, anew: bool) -> dict[str, Any]:
         total: dict[str, Any] = {
             "switch": "kernel bridge" if self._bridge is not None else "user space",
             "cpu_seconds": 0.0,
@@ -153,7 +154,7 @@ class Keeper:
             "links": {},
         }
         for name in self._pumps:
-            part = self._ask(name, {"do": "report"})
+            part = self._ask(name, {"do": "report", "anew": anew})
             total["cpu_seconds"] += part["cpu_seconds"]
             total["longest_lateness"] = max(total["longest_lateness"], part["longest_lateness"])
             total["lateness"] = [a + b for a, b in zip(total["lateness"], part["lateness"], strict=True)]
@@ -162,8 +163,11 @@ class Keeper:
             for other, counters in part["links"].items():
                 total["links"][f"{name} -> {other}"] = counters
         devices = (linux.dropped_by_device(namespace, DEVICE) for namespace in self.namespaces.values())
-        total["dropped"]["device queue"] = sum(devices)
+        device_drops = sum(devices)
         linux.enter_namespace(self._home)
+        total["dropped"]["device queue"] = device_drops - self._device_drops_before
+        if anew:
+            self._device_drops_before = device_drops
         return total
 
     def close(self) -> None:

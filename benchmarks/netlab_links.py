@@ -155,11 +155,15 @@ class Direction:
     )
 
     def __init__(self, model: LinkModel, source: str, destination: str, now: float) -> None:
-        self.packets = self.octets = self.delivered = self.duplicated = self.reordered = 0
+        self.forget_counts()
         self.copies = 1  # of the packet that arrive() judged last
         self._last_due = 0.0
         self._busy_until = 0.0
         self.replace(model, source, destination, now)
+
+    def forget_counts(self) -> None:
+        """Count from zero again."""
+        self.packets = self.octets = self.delivered = self.duplicated = self.reordered = 0
 
     def replace(self, model: LinkModel, source: str, destination: str, now: float) -> None:
         """Behave like `model` from now on; what is under way stays ahead of what follows."""

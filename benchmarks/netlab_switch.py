@@ -51,9 +51,16 @@ class Pump:
         self._all_routes = list(self._routes.values())
         self._waiting: list[tuple[float, int, Direction, int, bytes]] = []
         self._serial = 0
+        self.start_counting()
+
+    def start_counting(self) -> None:
+        """Count from zero, in the process that this runs in."""
         self._dropped = dict.fromkeys(DROPS, 0)
         self._lateness = [0] * LATENESS_BINS
         self._longest_lateness = 0.0
+        self._cpu_before = _cpu_seconds()
+        for direction in self._directions.values():
+            direction.forget_counts()
 
     def run(self, control: socket.socket) -> None:
         """Carry packets and answer messages until `control` is closed at the other end."""
@@ -142,13 +149,14 @@ class Pump:
             direction.replace(model, self._source, message["destination"], time.monotonic())
         else:
             answer = self._report()
+            if message["anew"]:
+                self.start_counting()
         control.send(json.dumps(answer).encode())
         return True
 
     def _report(self) -> dict[str, Any]:
-        usage = resource.getrusage(resource.RUSAGE_SELF)
         return {
-            "cpu_seconds": usage.ru_utime + usage.ru_stime,
+            "cpu_seconds": _cpu_seconds() - self._cpu_before,
             "dropped": self._dropped,
             "lateness": self._lateness,
             "longest_lateness": self._longest_lateness,
@@ -164,6 +172,11 @@ class Pump:
                 for name, direction in self._directions.items()
             },
         }
+
+
+def _cpu_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
 
 
 def fork_pump(pump: Pump, core: int | None) -> tuple[int, socket.socket]:
@@ -183,6 +196,7 @@ def fork_pump(pump: Pump, core: int | None) -> tuple[int, socket.socket]:
         be_punctual()
         if core is not None:
             os.sched_setaffinity(0, {core})
+        pump.start_counting()
         gc.disable()  # nothing here makes circles, and a collection would hold packets up
         pump.run(theirs)
     finally:

@@ -1,13 +1,14 @@
 """The peer distributed-llama in a lab: tensor parallelism over TCP, one thread and one core a host.
 
 ``python -m benchmarks.peer_distributed_llama [--quick]``. Its source, a checkout of b4rtaz/distributed-llama
-(measured at commit 8d624a7), is looked for in $DISTRIBUTED_LLAMA or the benchmarks' cache, and compiled there.
+(measured at commit 8d624a7), is looked for in $DISTRIBUTED_LLAMA or a cache folder, and compiled there.
 The model has the shape of TinyLlama-1.1B in Q4_0 and random weights, in the peer's own file format.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import shutil
 import statistics
@@ -16,8 +17,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Final
 
@@ -161,6 +163,7 @@ def measure(
     worker: str | None = "b",
     tokens: int = 64,
     model: Path | None = None,
+    when_warm: Callable[[], object] | None = None,
 ) -> list[float]:
     """Milliseconds between one token and the next, as they come out of the root.
 
@@ -168,22 +171,23 @@ def measure(
         lab: whose hosts `root` and `worker` run it, on whatever cores they are pinned to.
         worker: None is the root alone.
         tokens: how many times are returned; a few tokens before them are not counted.
-        model: made by `make_model`; None is the default one in the benchmarks' cache.
+        model: made by `make_model`; None is the default one in the cache folder.
+        when_warm: called once, when the first of the counted times begins.
 
     Raises:
         RuntimeError: the program failed, or no token came for two minutes.
     """
     program = build()
     path, tokenizer = make_model(model or CACHE / "tinyllama-q40.m")
-    common = [program, "--nthreads", "1"]
+    threads: list[str | Path] = ["--nthreads", "1"]
     processes = []
     if worker is not None:
-        words = [common[0], "worker", *common[1:], "--port", str(_PORT)]
+        words = [program, "worker", *threads, "--port", str(_PORT)]
         processes.append(
             lab.run(worker, words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=program.parent)
         )
         time.sleep(0.5)  # it says nowhere that it listens
-    words = [common[0], "inference", *common[1:], "--model", path, "--tokenizer", tokenizer]
+    words = [program, "inference", *threads, "--model", path, "--tokenizer", tokenizer]
     words += ["--buffer-float-type", "q80", "--max-seq-len", "512", "--seed", "1", "--temperature", "0"]
     words += ["--prompt", "abcd", "--steps", str(tokens + _WARM_UP + 6)]
     if worker is not None:
@@ -192,14 +196,16 @@ def measure(
         lab.run(root, words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=program.parent)
     )
     try:
-        return _token_times(processes[-1], tokens)
+        return _token_times(processes[-1], tokens, when_warm)
     finally:
         for process in processes:
             process.kill()
             process.wait()
 
 
-def _token_times(process: subprocess.Popen[bytes], tokens: int) -> list[float]:
+def _token_times(
+    process: subprocess.Popen[bytes], tokens: int, when_warm: Callable[[], object] | None
+) -> list[float]:
     assert process.stdout is not None
     output: list[bytes] = []
     arrivals: list[float] = []
@@ -211,6 +217,8 @@ def _token_times(process: subprocess.Popen[bytes], tokens: int) -> list[float]:
             if line.startswith(_TOKEN_LINE):
                 arrivals.append(time.monotonic())
                 watchdog.cancel()
+                if len(arrivals) == _WARM_UP + 1 and when_warm is not None:
+                    when_warm()
                 if len(arrivals) == tokens + _WARM_UP + 1:
                     break
                 watchdog = threading.Timer(_PATIENCE, process.kill)
@@ -220,7 +228,7 @@ def _token_times(process: subprocess.Popen[bytes], tokens: int) -> list[float]:
         said = b"".join(output).decode(errors="replace")
         raise RuntimeError(f"distributed-llama gave {len(arrivals)} tokens, then: {said}")
     counted = arrivals[_WARM_UP:]
-    return [1000.0 * (later - earlier) for earlier, later in zip(counted, counted[1:], strict=False)]
+    return [1000.0 * (later - earlier) for earlier, later in itertools.pairwise(counted)]
 
 
 def main() -> int:
@@ -234,7 +242,10 @@ def main() -> int:
     networks = {"clean": LinkModel()} | {f"2 ms, loss {loss:.0%}": link for loss, link in far.items()}
     for name, link in [("alone", LinkModel()), *networks.items()]:
         with Netlab(hosts, link=link) as lab:
-            times = measure(lab, worker=None if name == "alone" else "b", tokens=tokens)
+            # The weights went through the switch as well; they are not counted.
+            forget = partial(lab.switch_report, anew=True)
+            worker = None if name == "alone" else "b"
+            times = measure(lab, worker=worker, tokens=tokens, when_warm=forget)
             switch = lab.switch_report()
         seconds = sum(times) / 1000.0
         report.details[name] = {
@@ -244,6 +255,7 @@ def main() -> int:
             "p99": sorted(times)[int(0.99 * len(times))],
             "switch": switch["switch"],
             "switch_share_of_a_core": switch["cpu_seconds"] / seconds,
+            "packets_per_token": switch["packets"] / tokens,
             "lateness": switch["lateness"],
         }
         report.note(f"{name}: {report.details[name]}")

@@ -187,7 +187,7 @@ def demo_evaluation(
             yield engine, evaluation, calibration
 
 
-def held_out(engine: Engine) -> list[Window]:
+def held_out(engine: Engine, max_tokens: int = _EVERYTHING) -> list[Window]:
     """The held-out stories, each a document."""
     text = DOCUMENT_END.join(HELD_OUT_PATH.read_text(encoding="utf-8").splitlines())
     return windows(
@@ -196,15 +196,18 @@ def held_out(engine: Engine) -> list[Window]:
         n_rows=_N_ROWS,
         n_sequences=_N_SEQUENCES,
         n_scored=_N_ROWS,
-        max_tokens=_EVERYTHING,
+        max_tokens=max_tokens,
     )
 
 
-def replay(recording: Recording, form: ActivationForm = ActivationForm.Q8_0) -> dict[str, Any]:
+def replay(
+    recording: Recording, form: ActivationForm = ActivationForm.Q8_0, max_tokens: int = _EVERYTHING
+) -> dict[str, Any]:
     """Perplexity of the demo model on its held-out text under recorded outcomes.
 
     Args:
         form: in which contributions travelled.
+        max_tokens: of the text.
 
     Returns:
         ``exact``: the perplexity; for each of ``folded in, zero``, ``folded in, mean``, ``not folded in,
@@ -218,7 +221,7 @@ def replay(recording: Recording, form: ActivationForm = ActivationForm.Q8_0) -> 
             for fill, means in (("zero", None), ("mean", calibration.means)):
                 names.append(f"{folding}, {fill}")
                 conditions.append(Condition(outcomes, means))
-        found = costs(evaluation, held_out(engine), conditions)
+        found = costs(evaluation, held_out(engine, max_tokens), conditions)
     ratios = {name: _ratio(cost) for name, cost in zip(names, found.of, strict=True)}
     return {
         "exact": found.perplexity,

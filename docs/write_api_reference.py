@@ -12,6 +12,7 @@ from typing import Any, is_typeddict
 from api_reference import docstring_text, http_text, proto_text
 
 from edge_runtime import client, errors
+from edge_runtime.cluster.report import ClusterReport, NodeShare, PartitionReport
 from edge_runtime.daemon import config_file, status
 from edge_runtime.daemon.grpc_boundary import METHOD_SCOPES
 from edge_runtime.daemon.http_protocol import MAX_CONNECTIONS
@@ -411,15 +412,19 @@ def _metrics() -> Iterator[str]:
 
 
 def _example_of_metrics() -> str:
-    """The page of a daemon that has a model in memory and has answered a request."""
+    """The page of a daemon that has spread a model over two devices, and has answered a request."""
     model = status.LoadedModel("", 0, "", 0, 0, 0, 0, 0)
-    now = status.Status(
-        **{field.name: _nothing(field) for field in dataclasses.fields(status.Status)}
-        | {"models": (model,), "temperature": 0.0}
-    )
+    node = NodeShare("", 0, 0.0, 0, 0)
+    spread = _filled(PartitionReport, nodes=(node, node), tokens=1)
+    cluster = _filled(ClusterReport, models=(spread,))
+    now = _filled(status.Status, models=(model,), temperature=0.0, cluster=cluster)
     metrics = Metrics()
     metrics.finished("stop", Usage("stop", 0, 0, 0, 0, 0.0, 0.0, 0.0))
     return metrics.render(now)[0].decode()
+
+
+def _filled(kind: type[Any], **values: Any) -> Any:
+    return kind(**{field.name: _nothing(field) for field in dataclasses.fields(kind)} | values)
 
 
 def _nothing(field: dataclasses.Field[Any]) -> Any:

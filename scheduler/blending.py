@@ -19,7 +19,7 @@ from scheduler.timing import Counts, Floats, Mode, TimeModel
 _ALL_ROWS = 200
 _MOST_ROWS = 160
 # Rows times rows times nodes, which an exchange looks at.
-_MOST_WORK = 1_500_000
+_MOST_WORK = 600_000
 # Shares of the coordinator that are tried for each set of workers.
 _OWN_SHARES = 9
 _EXCHANGES = 60
@@ -110,6 +110,11 @@ def _exchange(rows: Counts, seconds: Floats, held: Counts, room: Counts) -> Coun
         rows: (n_rows, n_nodes); `seconds` of each.
         held: (n_rows,) how many layers have each row.
     """
+    if held.sum() == 1:
+        fitting = np.where((rows <= room).all(axis=1), seconds, np.inf)
+        only: Counts = np.zeros(len(rows), dtype=np.int64)
+        only[np.argmin(fitting)] = 1
+        return only
     pairs = rows[:, None, :] + rows[None, :, :]
     sums = seconds[:, None] + seconds[None, :]
     held = held.copy()

@@ -32,7 +32,7 @@ def spread_head(time: TimeModel, nodes: Sequence[int], own: int | None) -> tuple
     }
     waiting: list[tuple[float, int]] = []
     for node in nodes:
-        travel = float(time.outward[node] + time.back[node] + time.share_overhead[node])
+        travel = float(time.head_travel[node] + time.share_overhead[node])
         heapq.heappush(waiting, (travel + float(time.slice_[node]), 1 + node))
     if own is None:
         heapq.heappush(waiting, (time.own_slice, 0))
@@ -58,7 +58,7 @@ def head_choices(time: TimeModel, nodes: Sequence[int]) -> list[tuple[int, ...]]
     n_slices = time.model.n_head_slices
 
     def alone(node: int) -> float:
-        return float(time.outward[node] + time.back[node] + n_slices * time.slice_[node])
+        return float(time.head_travel[node] + n_slices * time.slice_[node])
 
     quickest = sorted(nodes, key=alone)
     sizes = range(1, min(len(nodes), _QUICKEST) + 1)

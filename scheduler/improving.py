@@ -60,3 +60,19 @@ def _moves(counts: Counts) -> Iterator[Counts]:
                     moved[giving, giver] -= 1
                     moved[giving, taker] += 1
                     yield moved
+
+
+def shifted(counts: Counts, giver: int, taker: int, room: Counts) -> Counts | None:
+    """A cut in which one node gave another as many groups as it has too many; None where that is no help.
+
+    Args:
+        counts: (n_layers, n_nodes) groups.
+        room: groups that each node may hold.
+    """
+    result = counts.copy()
+    for _ in range(max(0, int(counts[:, giver].sum() - room[giver]))):
+        layer = int(np.argmax(result[:, giver]))
+        result[layer, giver] -= 1
+        result[layer, taker] += 1
+    fits = (result.sum(axis=0) <= room).all() and (result >= 0).all()
+    return result if fits else None

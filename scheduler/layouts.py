@@ -12,7 +12,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from scheduler.sync_ladder import Floats
 
@@ -147,28 +146,41 @@ def layouts(table: Floats, times: LayerTimes, allowance: float) -> list[Layout]:
         idle = nearest[start, columns] >= sums[start, columns]
         ends[layers[:, None] < start] = np.inf
         lasts[sync] = np.where(idle, -1, np.argmin(ends, axis=0))
-    found = {
-        _walk_back(column, starts, lasts, gains, bool(all_[column] < part[column]))
-        for column in columns.tolist()
-    }
+    found: set[Layout] = set()
+    known: set[tuple[float, tuple[tuple[int, int, int], ...]]] = set()
+    full_pays = all_ < part
+    for column in columns.tolist():
+        chain = _walk_back(starts[:, column].tolist(), lasts[:, column].tolist())
+        # With many layers those that lead to the same waits stand for each other.
+        if step > 1 and (float(price[column]), chain) in known:
+            continue
+        known.add((float(price[column]), chain))
+        found.add(_layout(chain, column, gains, bool(full_pays[column])))
     return sorted((layout for layout in found if layout.cut), key=lambda layout: (layout.cut, layout.syncs))
 
 
-def _walk_back(
-    column: int, starts: NDArray[np.intp], lasts: NDArray[np.intp], gains: list[Floats], full_pays: bool
+def _walk_back(starts: list[int], lasts: list[int]) -> tuple[tuple[int, int, int], ...]:
+    """(start, last remote layer, sync) of each run that has a remote layer, the last run first."""
+    runs = []
+    sync = len(starts) - 1
+    while sync > 0:
+        if lasts[sync] >= 0:
+            runs.append((starts[sync], lasts[sync], sync))
+        sync = starts[sync]
+    return tuple(runs)
+
+
+def _layout(
+    chain: tuple[tuple[int, int, int], ...], column: int, gains: list[Floats], full_pays: bool
 ) -> Layout:
     """The layout of one pair of prices; `full_pays`: a layer right before a sync is better all remote."""
     remote: list[int] = []
     full: list[int] = []
-    sync = len(gains)
-    syncs = {sync}
-    while sync > 0:
-        start, last = int(starts[sync, column]), int(lasts[sync, column])
-        if last >= 0:
-            here = (start + (gains[sync - 1][start : last + 1, column] < 0).nonzero()[0]).tolist()
-            if full_pays and here and here[-1] == sync - 1:
-                full.append(here.pop())
-            remote += here
-            syncs.add(sync)
-        sync = start
+    syncs = {len(gains)}
+    for start, last, sync in chain:
+        here = (start + (gains[sync - 1][start : last + 1, column] < 0).nonzero()[0]).tolist()
+        if full_pays and here and here[-1] == sync - 1:
+            full.append(here.pop())
+        remote += here
+        syncs.add(sync)
     return Layout(tuple(sorted(remote)), tuple(sorted(full)), tuple(sorted(syncs)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -84,7 +85,7 @@ def node_bytes(
     totals = []
     for node, head in enumerate(slices):
         held = sum(len(layer[node]) for layer in groups) * model.group_bytes
-        held += int(np.ceil(head * model.head_slice_bytes))
+        held += math.ceil(head * model.head_slice_bytes)
         if node == 0:
             held += model.coordinator_bytes + sum(map(len, kept)) * model.group_bytes
         totals.append(held)
@@ -95,7 +96,7 @@ def group_room(
     model: ModelProfile, coordinator: DeviceProfile, workers: Sequence[Worker], slices: Sequence[int]
 ) -> list[int]:
     """Groups that fit each node beside its slices of the head; negative where not even those fit."""
-    memory = [coordinator.memory_bytes - model.coordinator_bytes]
-    memory += [worker.device.memory_bytes for worker in workers]
-    heads = [int(np.ceil(count * model.head_slice_bytes)) for count in slices]
-    return [(had - head) // model.group_bytes for had, head in zip(memory, heads, strict=True)]
+    own = coordinator.memory_bytes - model.coordinator_bytes
+    memory = (own, *(worker.device.memory_bytes for worker in workers))
+    size, group = model.head_slice_bytes, model.group_bytes
+    return [(had - math.ceil(count * size)) // group for had, count in zip(memory, slices, strict=True)]

@@ -12,10 +12,10 @@ from scheduler.blending import blend
 from scheduler.datagrams import missing_share
 from scheduler.filling import Filling, fill
 from scheduler.heads import head_choices, spread_head
-from scheduler.improving import improve
+from scheduler.improving import improve, shifted
 from scheduler.layouts import Layout, even_layout
 from scheduler.patience import Response, allowance
-from scheduler.patient_layouts import patient_layouts
+from scheduler.patient_layouts import PatientLayouts
 from scheduler.placement import group_room
 from scheduler.rounding import whole_rows
 from scheduler.timing import Counts, Mode, TimeModel
@@ -25,11 +25,13 @@ _ALL_SUBSETS = 5
 # What is looked at in more detail.
 _BEST_SUBSETS = 3
 _SMALL_SIZES = (1, 2, 3)
+_LOOKED_AT_HEADS = 16
 _BEST_HEADS = 4
-_BEST_PATIENT_HEADS = 2
+_BLENDED_HEADS = 3
 _BEST_FILLINGS = 8
 _BEST_LAYOUTS = 8
 _ENOUGH_DRAFTS = 12
+_SWAPPING_WORKERS = 3
 _BEST_DRAFTS = 3
 _SHARE_CAPS = (0.25, 0.5, 0.75, 1.0)
 
@@ -65,6 +67,7 @@ class Search:
         self._mode = mode
         self._response = response if mode == "relaxed" else None
         self._quality = quality
+        self._patient = PatientLayouts(time, self._response, quality) if self._response else None
         self._sets: list[tuple[int, ...]] = []
         self._every = tuple(range(1, time.model.n_layers + 1))
 
@@ -73,12 +76,10 @@ class Search:
         options: list[tuple[float, int, Filling, Layout, tuple[int, ...]]] = []
         drafts: list[Draft] = []
         for nodes in self._promising():
-            heads = self._heads(nodes)
-            for head in heads:
+            for head in self._heads(nodes):
                 drafts += self._all_local(head)
                 at_head = self._time.head(head)
-                patient = head in heads[:_BEST_PATIENT_HEADS]
-                for seconds, filling, layout in self._fillings(nodes, head, patient=patient):
+                for seconds, filling, layout in self._fillings(nodes, head):
                     options.append((seconds + at_head, len(options), filling, layout, head))
         enough = len(drafts) + _ENOUGH_DRAFTS
         for _, _, filling, layout, head in sorted(options, key=lambda option: option[:2]):
@@ -112,7 +113,8 @@ class Search:
         chosen = [nodes for _, nodes in found[:_BEST_SUBSETS]]
         if self._response is not None:
             # A first look knows nothing of quality, by which fewer workers may do.
-            sizes = (len(found[0][1]), *_SMALL_SIZES) if found else ()
+            few = _SMALL_SIZES if n_workers <= _ALL_SUBSETS else _SMALL_SIZES[:1]
+            sizes = (len(found[0][1]), *few) if found else ()
             firsts = [[nodes for _, nodes in found if len(nodes) == size][:1] for size in sizes]
             chosen = list(dict.fromkeys(itertools.chain.from_iterable(firsts)))
         return chosen
@@ -158,8 +160,14 @@ class Search:
         if soonest is not None and self._is_roomy(soonest, nodes):
             # Nothing else than time decides.
             return choices[:1] if choices[0] == soonest else [soonest, choices[0]]
-        looks = [(self._look(nodes, head, [1.0]), head) for head in choices]
-        return [head for seconds, head in sorted(looks)[:_BEST_HEADS] if np.isfinite(seconds)]
+        looks = [(self._look(nodes, head, [1.0]), head) for head in choices[:_LOOKED_AT_HEADS]]
+        best = [head for seconds, head in sorted(looks)[:_BEST_HEADS] if np.isfinite(seconds)]
+        if self._response is not None:
+            # A look knows nothing of quality, which memory for more of the groups may serve.
+            n_slices = time.model.n_head_slices
+            spread = [spread_head(time, nodes, own) for own in (0, n_slices // 4, n_slices)]
+            best += [head for head in spread if head is not None and head not in best]
+        return best
 
     def _is_roomy(self, head: Sequence[int], nodes: Sequence[int]) -> bool:
         """Whether the coordinator, and each of the workers, could hold all groups beside its slices."""
@@ -209,14 +217,14 @@ class Search:
         return group_room(time.model, time.coordinator, time.workers, head)
 
     def _fillings(
-        self, nodes: tuple[int, ...], head: Sequence[int], *, patient: bool
+        self, nodes: tuple[int, ...], head: Sequence[int]
     ) -> Iterator[tuple[float, Filling, Layout]]:
         """Cuts worth rounding, whatever their quality, with their seconds, about."""
         time, room = self._time, self._room(head)
         n_layers = time.model.n_layers
         for filling in fill(time, nodes, room, self._mode)[:_BEST_FILLINGS]:
             yield filling.seconds, filling, even_layout(n_layers, filling.remote_layers)
-        if self._response is None or not patient:
+        if self._response is None or self._patient is None:
             return
         loss = self._loss(nodes)
         for syncs in {self._response.syncs_for(cap, loss, self._quality) for cap in _SHARE_CAPS}:
@@ -224,8 +232,7 @@ class Search:
             for cap in _SHARE_CAPS:
                 for filling in fill(time, nodes, room, self._mode, layout.run_length, [n_layers], cap):
                     yield filling.seconds, filling, layout
-        found = patient_layouts(time, nodes, room, self._response, self._quality, loss)
-        for seconds, layout, filling in found[:_BEST_LAYOUTS]:
+        for seconds, layout, filling in self._patient.find(nodes, room, loss)[:_BEST_LAYOUTS]:
             yield seconds, filling, layout
 
     # Whole groups
@@ -258,11 +265,37 @@ class Search:
         for draft in sorted(drafts, key=lambda draft: draft.seconds):
             fastest.setdefault(draft.head, draft)
         blended = []
-        for head, draft in fastest.items():
+        n_heads = _BLENDED_HEADS if len(self._time.workers) <= _ALL_SUBSETS else 1
+        for head, draft in itertools.islice(fastest.items(), n_heads):
             counts = blend(self._time, self._mode, draft.counts, self._sets, self._room(head))
             seconds = self._time.token(counts, head, draft.syncs, self._mode)
             blended.append(Draft(counts, head, draft.syncs, seconds))
+        blended.sort(key=lambda draft: draft.seconds)
+        if blended and len(self._time.workers) <= _SWAPPING_WORKERS:
+            blended[0] = self._swap(blended[0])
         return blended
+
+    def _swap(self, draft: Draft) -> Draft:
+        """Slices of the head moved from one node to another, groups the other way where memory is short."""
+        step = max(1, self._time.model.n_head_slices // 8)
+        improved = True
+        while improved:
+            improved = False
+            for giver, taker in itertools.permutations(range(len(draft.head)), 2):
+                slices = list(draft.head)
+                slices[giver] -= step
+                slices[taker] += step
+                room = self._room(slices)
+                if slices[giver] < 0 or min(room) < 0:
+                    continue
+                counts = shifted(draft.counts, taker, giver, np.array(room))
+                if counts is None:
+                    continue
+                counts = blend(self._time, self._mode, counts, self._sets, room)
+                seconds = self._time.token(counts, slices, draft.syncs, self._mode)
+                if seconds < draft.seconds * (1 - 1e-6):
+                    draft, improved = Draft(counts, tuple(slices), draft.syncs, seconds), True
+        return draft
 
     def _improve(self, draft: Draft) -> Draft:
         def seconds(counts: Counts) -> float:

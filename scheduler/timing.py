@@ -40,6 +40,7 @@ class TimeModel:
             slice of the head.
         overhead: coordinator's seconds for each layer that is cut into pieces.
         outward, back: (n_workers,) seconds of travel of a request and of an answer.
+        head_travel: (n_workers,) seconds of travel for a part of the head, the logits' own left out.
         group, slice_: (n_workers,) seconds of one group, of one slice of the head with its logits' travel.
         share_overhead: (n_workers,) seconds of any share.
         exchange_overhead: (n_workers,) coordinator's seconds for an exchange.
@@ -67,6 +68,7 @@ class TimeModel:
         half = np.array([link.round_trip_seconds for link in links]) / 2
         self.outward: Floats = half + model.input_bytes / width
         self.back: Floats = half + model.output_bytes / width
+        self.head_travel: Floats = self.outward + half
         self.group: Floats = model.group_bytes / speed
         self.slice_: Floats = model.head_slice_bytes / speed + model.head_slice_output_bytes / width
         self.share_overhead: Floats = np.array([worker.device.overhead_seconds for worker in workers])
@@ -178,11 +180,5 @@ class TimeModel:
             return own
         clock = self.overhead + float(self.exchange_overhead[remote].sum())
         computing = self.share_overhead[remote] + held[remote] * self.slice_[remote]
-        half = self.outward[remote] + self.back[remote] - self._output_travel(remote)
-        return self._wait(clock + own, remote, np.full(len(remote), clock), clock + half + computing, "exact")
-
-    def _output_travel(self, remote: Indices) -> Floats:
-        """Seconds that a layer's sums take, which the head does not send."""
-        half = np.array([self.workers[int(index)].link.round_trip_seconds / 2 for index in remote])
-        travel: Floats = self.back[remote] - half
-        return travel
+        answers = clock + self.head_travel[remote] + computing
+        return self._wait(clock + own, remote, np.full(len(remote), clock), answers, "exact")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -83,10 +84,10 @@ def logits(evaluation: LateEvaluation, *arguments: object, **options: object) ->
 def contribution(whole: Model, layer: int, groups: list[int]) -> np.ndarray:
     """What these groups add to the stream where all before them is exact, (n_rows, n_embd)."""
     output = Capture("ffn_output", layer)
-    batch = Batch(TOKENS, POSITIONS, capture=[output])
-    exact = whole.forward(batch).captured[output]
+    run: dict[str, Any] = {"layers": range(layer + 1), "logits": (), "capture": [output]}
+    exact = whole.forward(Batch(TOKENS, POSITIONS, **run)).captured[output]
     rest = [group for group in range(N_GROUPS) if group not in groups]
-    without = whole.forward(Batch(TOKENS, POSITIONS, capture=[output], groups={layer: rest}))
+    without = whole.forward(Batch(TOKENS, POSITIONS, groups={layer: rest}, **run))
     return exact - without.captured[output]
 
 

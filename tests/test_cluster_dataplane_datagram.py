@@ -36,7 +36,8 @@ def put_together(bodies: list[bytes]) -> Floats:
     found = np.full(total, np.nan, np.float32)
     for body in bodies:
         fields = wire.read_answer(body)
-        first, values = wire.answer_values(body, fields[3], fields[4], fields[5], fields[8])
+        size = wire.fragment_size(fields[3], fields[5], wire.VALUE_UNIT)
+        first, values = wire.answer_values(body, fields[3], fields[4], size, fields[8])
         assert np.isnan(found[first : first + len(values)]).all()
         found[first : first + len(values)] = values
     return found
@@ -117,6 +118,101 @@ def test_only_missing_fragments_are_chosen() -> None:
     assert list(wire.chosen(bodies, 1 << 7)) == []
 
 
+# Positions in the fields that BODY packs.
+LAYER, TOTAL, FRAGMENT, N_FRAGMENTS, N_ROWS, HOW, MASK = 1, 3, 4, 5, 7, 8, 9
+
+
+def changed(body: bytes, changes: dict[int, int]) -> bytes:
+    values = list(wire.BODY.unpack_from(body))
+    for position, value in changes.items():
+        values[position] = value
+    return wire.BODY.pack(*values) + body[wire.BODY.size :]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {LAYER: MAX_LAYER + 1},
+        {TOTAL: 0},
+        {TOTAL: 2_000_000, N_FRAGMENTS: 1024},
+        {TOTAL: 4000},
+        {TOTAL: 16},  # which nobody cuts in three
+        {FRAGMENT: 3},
+        {FRAGMENT: 2},  # the last is shorter
+        {N_FRAGMENTS: 0},
+        {N_FRAGMENTS: 1025},
+        {N_ROWS: 0},
+        {N_ROWS: MAX_ROWS + 1},
+        {HOW: 0},  # no copies
+        {HOW: 5 << 4},
+        {HOW: ActivationForm.Q8_K | 1 << 4},
+        {HOW: 15 | 1 << 4},
+        {MASK: 1},
+        {MASK: 40},
+        {MASK: 254},
+    ],
+    ids=str,
+)
+def test_a_request_with_a_wrong_field_is_dropped(changes: dict[int, int]) -> None:
+    body = wire.request_bodies(1, 2, 3, 1, ActivationForm.F32, 1, bytes(3000), 1312)[0]
+    assert wire.read_request(changed(body, {}))
+    with pytest.raises(wire.BadDatagramError):
+        wire.read_request(changed(body, changes))
+
+
+def test_a_mask_of_any_length_but_its_own_is_dropped() -> None:
+    room = 1312
+    for length in (1, wire.MOST_MASK_BYTES, wire.MOST_MASK_BYTES + 1):
+        (body,) = wire.request_bodies(
+            1, 2, 3, 1, ActivationForm.F32, 1, b"inputs", room, (length, b"\1" * length)
+        )
+        if length <= wire.MOST_MASK_BYTES:
+            assert wire.read_request(body)[9] > 0
+        else:
+            with pytest.raises(wire.BadDatagramError):
+                wire.read_request(body)
+    (body,) = wire.request_bodies(1, 2, 3, 1, ActivationForm.F32, 1, b"inputs", room, (2, bytes(2)))
+    with pytest.raises(wire.BadDatagramError):
+        wire.read_request(body)  # it asks for nothing
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {LAYER: MAX_LAYER + 1},
+        {TOTAL: 0},
+        {TOTAL: 1_100_000, N_FRAGMENTS: 1024},
+        {FRAGMENT: 4},
+        {N_FRAGMENTS: 0},
+        {N_FRAGMENTS: 1025},
+        {N_ROWS: 0},
+        {N_ROWS: MAX_ROWS + 1},
+        {MASK: 1},
+    ],
+    ids=str,
+)
+def test_an_answer_with_a_wrong_field_is_dropped(changes: dict[int, int]) -> None:
+    body = wire.answer_bodies(1, 2, 3, ActivationForm.F32, values_of((1, 1000)), 4, 1400)[0]
+    assert wire.read_answer(changed(body, {}))
+    with pytest.raises(wire.BadDatagramError):
+        wire.read_answer(changed(body, changes))
+
+
+@pytest.mark.parametrize("form", ANSWER_FORMS, ids=lambda form: form.name)
+@pytest.mark.parametrize("by", [-4, -2, -1, 1, 2, 4, 34, 128])
+def test_an_answers_slice_of_another_length_is_dropped(form: ActivationForm, by: int) -> None:
+    (body,) = wire.answer_bodies(1, 2, 3, form, values_of((1, 96)), 4, 1400)
+    other = body[:by] if by < 0 else body + bytes(by)
+    with pytest.raises(wire.BadDatagramError):
+        wire.answer_values(other, 96, 0, 96, form)
+
+
+@pytest.mark.parametrize(("total", "n_fragments"), [(64, 3), (320, 7), (1 << 20, 1023)])
+def test_what_nobody_cuts_like_that_is_dropped(total: int, n_fragments: int) -> None:
+    with pytest.raises(wire.BadDatagramError):
+        wire.fragment_size(total, n_fragments, 32)
+
+
 @given(st.binary(max_size=200))
 def test_arbitrary_bytes_are_dropped_as_such(content: bytes) -> None:
     read_anything(content)
@@ -131,11 +227,11 @@ def test_a_datagram_with_other_fields_is_dropped_or_within_bounds(
         body = wire.request_bodies(1, 2, 3, 1, ActivationForm.Q8_0, 1, bytes(3000), 1300, mask)[0]
     else:
         body = wire.answer_bodies(1, 2, 3, data.draw(forms), values_of((1, 1000)), 4, 1400)[0]
-    changed = bytearray(body)
+    other = bytearray(body)
     for _ in range(data.draw(st.integers(1, 3))):
-        changed[data.draw(st.integers(0, wire.BODY.size - 1))] = data.draw(st.integers(0, 255))
-    read_anything(bytes(changed[: data.draw(st.integers(0, len(changed)))] or changed))
-    read_anything(bytes(changed))
+        other[data.draw(st.integers(0, wire.BODY.size - 1))] = data.draw(st.integers(0, 255))
+    read_anything(bytes(other[: data.draw(st.integers(0, len(other)))]))
+    read_anything(bytes(other))
 
 
 def read_anything(content: bytes) -> None:
@@ -149,7 +245,8 @@ def read_anything(content: bytes) -> None:
         Request(fields).add(fields)
     try:
         answer = wire.read_answer(content)
-        first, values = wire.answer_values(content, answer[3], answer[4], answer[5], answer[8])
+        size = wire.fragment_size(answer[3], answer[5], wire.VALUE_UNIT)
+        first, values = wire.answer_values(content, answer[3], answer[4], size, answer[8])
     except wire.BadDatagramError:
         return
     assert 0 <= first < first + len(values) <= answer[3] <= wire.MAX_ANSWER_VALUES
@@ -164,7 +261,7 @@ def test_numbers_that_are_none_are_dropped(value: float, form: ActivationForm) -
     with np.errstate(over="ignore"):
         (body,) = wire.answer_bodies(1, 1, 1, form, sums, 0, 1400)
     with pytest.raises(wire.BadDatagramError):
-        wire.answer_values(body, 64, 0, 1, form)
+        wire.answer_values(body, 64, 0, 64, form)
 
 
 def test_a_block_scale_that_is_no_number_is_dropped() -> None:
@@ -172,7 +269,7 @@ def test_a_block_scale_that_is_no_number_is_dropped() -> None:
     scale = np.array([np.nan], "<f2").tobytes()
     broken = body[: wire.BODY.size] + scale + body[wire.BODY.size + 2 :]
     with pytest.raises(wire.BadDatagramError):
-        wire.answer_values(broken, 64, 0, 1, ActivationForm.Q8_0)
+        wire.answer_values(broken, 64, 0, 64, ActivationForm.Q8_0)
 
 
 @pytest.mark.parametrize(

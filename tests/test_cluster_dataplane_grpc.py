@@ -90,8 +90,9 @@ def linked(server: Server, session: int = SESSION) -> Iterator[GrpcLink]:
         try:
             yield link
         finally:
+            readers = [peer.stream.reader for peer in link._workers.values() if peer.stream is not None]
             link.close()
-    assert not [thread for thread in threading.enumerate() if thread.name == "edgert-stream"]
+    assert not any(thread is peer for peer in readers for thread in threading.enumerate())
 
 
 @contextmanager
@@ -130,6 +131,25 @@ def test_a_batch_of_a_prompt_travels_at_once() -> None:
     assert (answer.values == sums_of(1, 3, 512, INPUTS * 512).reshape(-1)).all()
     assert (answer.first, answer.fragment, answer.n_fragments, answer.n_values) == (0, 0, 1, 512 * WIDTH)
     assert answer.compute_seconds > 0
+
+
+def test_a_result_may_be_overwritten_by_the_next() -> None:
+    kept = np.empty((1, WIDTH), np.float32)
+
+    def reuse(layer: int, sums: Floats) -> Floats:
+        np.copyto(kept, sums)
+        return kept
+
+    computing = Computing()
+    computing.instead = reuse
+    with streaming(computing) as (link, _, server), linked(server, session=8) as other:
+        for layer in range(20):
+            for each in (link, other):
+                each.send(1, 1, layer, 1, INPUTS, plan=1 if each is link else 2)
+        for plan, each in enumerate((link, other), start=1):
+            for (_, layer), values in collect(each, layers=20).items():
+                assert (values == sums_of(plan, layer, 1, INPUTS)[0]).all()
+        assert len(computing.threads) == 1
 
 
 def test_streams_and_datagrams_share_the_thread_that_computes() -> None:

@@ -5,18 +5,35 @@ from __future__ import annotations
 import os
 import threading
 from concurrent.futures import CancelledError
+from pathlib import Path
 
 import numpy as np
 import pytest
-from dataplane_fixture import HOST, SESSION, Computing, collect, connected, join, until
+from dataplane_fixture import (
+    HOST,
+    SESSION,
+    WIDTH,
+    Computing,
+    Floats,
+    collect,
+    connected,
+    join,
+    sums_of,
+    until,
+)
 
 from edge_runtime.cluster import worker_session
-from edge_runtime.cluster.datagram import request_bodies
-from edge_runtime.cluster.exchange import RefusalReason
+from edge_runtime.cluster.datagram import read_request, request_bodies
+from edge_runtime.cluster.exchange import Inputs, RefusalReason
 from edge_runtime.cluster.udp_link import UdpLink
 from edge_runtime.cluster.udp_worker import MOST_POSTED, MOST_SESSIONS, UdpWorker
 from edge_runtime.cluster.worker_session import Kept, WorkerSession
-from edge_runtime.engine.activations import ActivationForm
+from edge_runtime.engine.activations import ActivationForm, decode, encode, kernel_form
+from edge_runtime.engine.architecture import read_hyperparameters
+from edge_runtime.engine.backend import Backend
+from edge_runtime.engine.gguf import GGUFFile
+from edge_runtime.engine.group_slices import GroupSlices
+from edge_runtime.engine.shares import ShareComputer
 from edge_runtime.errors import ConfigError, EdgeRuntimeError, OverloadedError, RequestError, UnavailableError
 
 INPUTS = bytes(2176)
@@ -89,23 +106,78 @@ def test_a_removed_session_gets_no_answer_to_what_waits(computing: Computing) ->
         assert computing.layers == [0]
 
 
+# --- computing -----------------------------------------------------------------------------------
+
+
+def test_the_engines_shares_come_back_as_computed_there(demo_model: Path) -> None:
+    """Inputs travel in the kernel's own form, so not a bit differs from computing here."""
+    gguf = GGUFFile(demo_model)
+    slices = GroupSlices(gguf, read_hyperparameters(gguf))
+    shape = slices.shape
+    backend = Backend(1)
+    computer = ShareComputer(shape, backend)
+    form = kernel_form(shape.types[0][0])
+    wanted = range(shape.n_groups // 2)
+    shares = [
+        computer.share(layer, {group: slices.group(layer, group) for group in wanted}) for layer in (0, 1)
+    ]
+    inputs = np.random.default_rng(3).standard_normal((2, shape.n_embd)).astype(np.float32)
+
+    def compute(session: int, plan: int, layer: int, n_rows: int, content: Inputs) -> Floats:
+        return computer.compute(shares[layer], decode(form, content, n_rows, shape.n_embd))
+
+    expected = [computer.compute(share, inputs).copy() for share in shares]
+    worker = UdpWorker(HOST, 0, compute)
+    link = UdpLink(HOST)
+    try:
+        join(link, worker, worker.port)
+        link.begin_step(1)
+        for layer in (0, 1):
+            link.send(1, 1, layer, 2, encode(form, inputs), plan=1, n_values=inputs.size)
+        found = collect(link, inputs.size, layers=2)
+        for layer in (0, 1):
+            assert (found[1, layer] == expected[layer].reshape(-1)).all()
+    finally:
+        link.close()
+        worker.stop()
+        for share in shares:
+            share.close()
+        computer.close()
+        backend.close()
+
+
+def test_a_result_may_be_overwritten_by_the_next(computing: Computing) -> None:
+    kept = np.empty((1, WIDTH), np.float32)
+
+    def reuse(layer: int, sums: Floats) -> Floats:
+        np.copyto(kept, sums)
+        return kept
+
+    computing.instead = reuse
+    with connected(computing) as (link, _):
+        for layer in range(6):
+            link.send(1, 1, layer, 1, INPUTS, plan=1)
+        for (_, layer), values in collect(link, layers=6).items():
+            assert (values == sums_of(1, layer, 1, INPUTS)[0]).all()
+            link.repeat(1, 1, layer, -1)
+        until(lambda: link.receive(0.02) is None and link.statistics(1).duplicates == 42)
+
+
 # --- limits ---------------------------------------------------------------------------------------
 
 
-def session_of(computing: Computing) -> WorkerSession:
+def new_session() -> WorkerSession:
     return WorkerSession(1, bytes(32), "coordinator")
 
 
 def fields(layer: int, total: int, *, fragment: int = 0, plan: int = 1) -> worker_session.RequestFields:
-    from edge_runtime.cluster.datagram import read_request
-
     room = 1312
     bodies = request_bodies(1, layer, plan, 1, ActivationForm.F32, 1, bytes(total), room)
     return read_request(bodies[fragment])
 
 
 def test_requests_beyond_the_limit_are_refused_until_others_are_done(computing: Computing) -> None:
-    session = session_of(computing)
+    session = new_session()
     size = 1 << 20
     taken = [session.take_in(fields(layer, size)) for layer in range(9)]
     assert taken == [False] * 8 + [None]
@@ -114,7 +186,7 @@ def test_requests_beyond_the_limit_are_refused_until_others_are_done(computing: 
 
 
 def test_answers_beyond_the_limit_are_forgotten_oldest_first(computing: Computing) -> None:
-    session = session_of(computing)
+    session = new_session()
     bodies = [bytes(1 << 20)] * 9
     for layer in range(4):
         session.keep(layer, Kept(list(bodies), ActivationForm.F32, 1))

@@ -93,6 +93,13 @@ def test_each_datagram_counts_once_in_whatever_order_it_comes(count: int, seed: 
     assert all(opened(opener, datagram) is None for datagram in datagrams)
 
 
+def test_a_long_session_needs_no_more_memory() -> None:
+    sealer, opener = pair()
+    for _ in range(3 * REPLAY_WINDOW):
+        opened(opener, sealer.seal(1, b""))
+    assert opener._seen.bit_length() == REPLAY_WINDOW
+
+
 def test_what_comes_later_than_the_window_is_refused() -> None:
     sealer, opener = pair()
     datagrams = [sealer.seal(1, b"") for _ in range(REPLAY_WINDOW + 1)]

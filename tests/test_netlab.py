@@ -99,10 +99,13 @@ def test_the_packets_lost_are_those_the_seed_says(lab: Netlab) -> None:
     expected = [number for number in range(3000) if direction.arrive(0.0, 200) != LOST]
     assert [packet.number for packet in seen] == expected
     assert abs(len(seen) - 2700) < 4.0 * math.sqrt(3000 * 0.1 * 0.9)
-    report = lab.switch_report()
+    report = lab.switch_report(anew=True)
     assert report["dropped"]["loss"] == 3000 - len(seen)
     assert report["links"]["a -> b"]["packets"] == 3000
-    assert report["bytes"] >= 3000 * 200
+    assert report["bytes"] == 3000 * 200
+    assert report["cpu_seconds"] > 0.0
+    report = lab.switch_report()
+    assert (report["packets"], report["bytes"], report["dropped"]["loss"]) == (0, 0, 0)
     assert None not in ping(
         lab, "b", "a", 1
     )  # the way back is as it was; this one echo returned by chance 0.9

@@ -29,6 +29,7 @@ from edge_runtime.engine.layer_steps import LayerSteps
 from edge_runtime.engine.model import Model
 from edge_runtime.engine.shares import ShareComputer
 from scheduler.deadlines import Tails
+from scheduler.drift import MeasuredWorker
 from scheduler.patience import Meter, Response
 
 Floats = NDArray[np.float32]
@@ -51,6 +52,9 @@ class Coordinator:
         response: the model's calibration; None runs everything exactly.
         quality: that the plan was made for.
         fills: what stands for contributions until they come; None for nothing.
+        health: of the nodes, by number, where the same links served another plan before.
+        measured: profiles of the workers to be kept up to date; None for none.
+        step: that the links have reached already.
     """
 
     def __init__(
@@ -65,6 +69,9 @@ class Coordinator:
         response: Response | None = None,
         quality: float = 1.0,
         fills: Fills | None = None,
+        health: Sequence[WorkerHealth] | None = None,
+        measured: Sequence[MeasuredWorker] | None = None,
+        step: int = 0,
     ) -> None:
         self._model = model
         self._steps = LayerSteps(model)
@@ -75,14 +82,16 @@ class Coordinator:
         self._response = response
         self._plan_quality = quality
         self._fills = fills
-        self._step = 0
+        self.step = step
         self._syncs_of: dict[float, frozenset[int]] = {}
         self._forms = [kernel_form(gate) for gate, _, _ in computer.shape.types]
         self._head_form = kernel_form(computer.shape.head_type)
-        n_workers = len(shares.plan.groups[0]) - 1
-        self.health = [WorkerHealth() for _ in range(n_workers + 1)]  # by node; that of node 0 is not used
+        n_nodes = len(shares.plan.groups[0])
+        self.health = list(
+            health or (WorkerHealth() for _ in range(n_nodes))
+        )  # by node; that of 0 is not used
         self.times = StepTimes(computer.shape.n_layers)
-        self._outstanding = Outstanding(link, tails, self.health, self.times)
+        self._outstanding = Outstanding(link, tails, self.health, self.times, measured)
 
     @property
     def plan_shares(self) -> PlanShares:
@@ -112,14 +121,14 @@ class Coordinator:
         self._look_after_workers()
         started = time.perf_counter()
         x = self._steps.begin(batch)
-        self._step += 1  # one count for both links: they are of the same sessions
+        self.step += 1  # one count for both links: they are of the same sessions
         n_rows = len(x)
         if n_rows > MAX_DATAGRAM_ROWS and self._prefill is not None:
-            failed = self._prefill.run(self._step, self._steps, self._shares, x, self._asked_workers())
+            failed = self._prefill.run(self.step, self._steps, self._shares, x, self._asked_workers())
             for worker in failed:
                 self.health[worker].fail(time.perf_counter())
         else:
-            self._outstanding.begin(self._step, self._shares, requests, exact=exact)
+            self._outstanding.begin(self.step, self._shares, requests, exact=exact)
             self._layers(x, exact, syncs)
             self.times.end_token(time.perf_counter() - started)
         logits = self._logits(x)
@@ -161,7 +170,7 @@ class Coordinator:
         asked = self._asked_workers() if len(inputs) <= MAX_DATAGRAM_ROWS else set()
         parts: dict[int, Floats] = {}
         if shares.head_workers and len(inputs):
-            outstanding.begin_head(self._step, shares)
+            outstanding.begin_head(self.step, shares)
             content, now = encode(self._head_form, inputs), time.perf_counter()
             for worker in shares.head_workers:
                 if worker not in asked:
@@ -188,7 +197,7 @@ class Coordinator:
         if not workers:
             return
         content, kept, target = encode(self._forms[layer], inputs), inputs.copy(), x.reshape(-1)
-        spot = self._step % (_CHECK_EVERY * len(self._shares.own)) == layer * _CHECK_EVERY
+        spot = self.step % (_CHECK_EVERY * len(self._shares.own)) == layer * _CHECK_EVERY
         now = time.perf_counter()
         for worker in workers:
             fill = None

@@ -22,7 +22,7 @@ import numpy as np
 
 from edge_runtime.cluster.exchange import ANSWER_FORMS, MAX_COPIES, MAX_LAYER, MAX_ROWS, PLAN_MASK, Floats
 from edge_runtime.cluster.sealing import HEADER_BYTES, TAG_BYTES
-from edge_runtime.engine.activations import ActivationForm, decode, encode
+from edge_runtime.engine.activations import ActivationForm, encode
 from edge_runtime.errors import RequestError
 
 DATAGRAM_BYTES = 1400  # fits where tunnels take their part of 1,500
@@ -43,6 +43,10 @@ NOT_REPEATED = 0
 
 _BLOCK_BYTES = {ActivationForm.F32: 128, ActivationForm.F16: 64, ActivationForm.Q8_0: 34}
 _FORMS = {int(form): form for form in ANSWER_FORMS}
+_F32, _F16, _Q8_0 = int(ActivationForm.F32), int(ActivationForm.F16), int(ActivationForm.Q8_0)
+_FLOAT32, _FLOAT16 = np.dtype("<f4"), np.dtype("<f2")
+_BLOCK = np.dtype([("scale", "<f2", 1), ("quants", "i1", VALUE_UNIT)])
+_NOTHING: Floats = np.empty(0, np.float32)
 _MOST_MICROSECONDS = (1 << 32) - 1
 
 
@@ -254,40 +258,45 @@ def read_answer(body: bytes) -> AnswerFields:
     return step, layer, plan, total, fragment, n_fragments, took, n_rows, how & 15
 
 
-def answer_values(body: bytes, total: int, fragment: int, n_fragments: int, form: int) -> tuple[int, Floats]:
+def answer_values(body: bytes, total: int, fragment: int, size: int, form: int) -> tuple[int, Floats]:
     """The slice of an answer: index of its first value and its values, finite.
+
+    Args:
+        size: `fragment_size` of the answer.
 
     Raises:
         BadDatagramError: another length than its place asks for, or numbers that are none.
     """
-    size = fragment_size(total, n_fragments, VALUE_UNIT)
     first = fragment * size
     count = min(size, total - first)
-    n_bytes = len(body) - BODY.size
-    if form == ActivationForm.F32:
-        if n_bytes != 4 * count:
+    if form == _F32:
+        values: Floats = np.frombuffer(body, _FLOAT32, -1, BODY.size) if not len(body) % 4 else _NOTHING
+    elif form == _Q8_0:
+        values = _blocks_of(body)[:count]
+        if len(body) - BODY.size != -(-count // VALUE_UNIT) * _BLOCK_BYTES[ActivationForm.Q8_0]:
             raise BadDatagramError
-        values: Floats = np.frombuffer(body, "<f4", count, BODY.size)
-    elif form == ActivationForm.F16:
-        if n_bytes != 2 * count:
-            raise BadDatagramError
-        values = np.frombuffer(body, "<f2", count, BODY.size).astype(np.float32)
-    elif form == ActivationForm.Q8_0:
-        padded = -(-count // VALUE_UNIT) * VALUE_UNIT
-        if n_bytes != padded // VALUE_UNIT * _BLOCK_BYTES[ActivationForm.Q8_0]:
-            raise BadDatagramError
-        values = decode(ActivationForm.Q8_0, body[BODY.size :], 1, padded)[0, :count]
+    elif form == _F16 and not len(body) % 2:
+        values = np.frombuffer(body, _FLOAT16, -1, BODY.size).astype(np.float32)
     else:
         raise BadDatagramError
-    if not is_sound(values):
+    if len(values) != count or not is_sound(values):
         raise BadDatagramError
     return first, values
+
+
+def _blocks_of(body: bytes) -> Floats:
+    """Values of whole blocks of Q8_0; `decode`, through ctypes, takes half as long again for so few."""
+    if (len(body) - BODY.size) % _BLOCK.itemsize:
+        raise BadDatagramError
+    blocks = np.frombuffer(body, _BLOCK, -1, BODY.size)
+    values: Floats = blocks["quants"] * blocks["scale"].astype(np.float32)
+    return values.reshape(-1)
 
 
 def is_sound(values: Floats) -> bool:
     """Whether all values are finite, and none so large that its square is not.
 
-    A third of what `np.isfinite` takes; `vdot`, unlike `dot`, has no warning for what a peer sends.
+    Half of what `np.isfinite` takes; `vdot`, unlike `dot`, has no warning for what a peer sends.
     """
     return isfinite(np.vdot(values, values))
 

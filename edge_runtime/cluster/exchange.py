@@ -87,6 +87,7 @@ class TrafficCounts:
     """What one end of a link has sent and received; datagrams, or messages where it is a stream.
 
     Attributes:
+        expected: that the other end has sent, as far as its counter tells.
         duplicates: copies of what had come already.
         stale: of a step that is over.
         bad: authentic, yet malformed, unasked for, of a wrong shape or with numbers that are not finite.
@@ -100,6 +101,7 @@ class TrafficCounts:
     sent_bytes: int = 0
     received: int = 0
     received_bytes: int = 0
+    expected: int = 0
     duplicates: int = 0
     stale: int = 0
     bad: int = 0
@@ -111,7 +113,7 @@ class TrafficCounts:
 
 Inputs = bytes | memoryview
 # (session, plan & PLAN_MASK, layer, n_rows, inputs in the kernel's own form) -> (n_rows, n_out) float32.
-# May raise RefusedError. `inputs` must not be kept.
+# May raise RefusedError. Must not keep `inputs`; what it returns may be overwritten by its next call.
 Compute = Callable[[int, int, int, int, Inputs], Floats]
 
 

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from time import perf_counter
 
-from edge_runtime.cluster.exchange import PLAN_MASK, Floats, RefusalReason, RefusedError
+from edge_runtime.cluster.exchange import PLAN_MASK, RefusalReason, RefusedError
 from edge_runtime.cluster.udp_worker import UdpWorker, check_sums
 from edge_runtime.errors import OverloadedError, RequestError
 from edge_runtime.v1 import cluster_pb2 as wire
@@ -68,7 +68,7 @@ async def _read_ahead(
 
 
 async def _response(worker: UdpWorker, request: wire.ComputeRequest) -> wire.ComputeResponse:
-    def compute() -> tuple[Floats, int]:
+    def compute() -> tuple[bytes, int]:
         started = perf_counter()
         sums = worker.compute(
             request.session, request.plan & PLAN_MASK, request.layer, request.n_rows, request.inputs
@@ -77,7 +77,8 @@ async def _response(worker: UdpWorker, request: wire.ComputeRequest) -> wire.Com
         check_sums(sums, request.n_rows)
         if sums.nbytes > MOST_SUM_BYTES:
             raise RefusedError(RefusalReason.INVALID)
-        return sums, min(took, _MOST_MICROSECONDS)
+        # Copied in this thread: the next computation may use the same memory.
+        return sums.astype("<f4", copy=False).tobytes(), min(took, _MOST_MICROSECONDS)
 
     try:
         sums, took = await asyncio.wrap_future(worker.post(compute))
@@ -93,7 +94,7 @@ async def _response(worker: UdpWorker, request: wire.ComputeRequest) -> wire.Com
             step=request.step,
             layer=request.layer,
             n_rows=request.n_rows,
-            sums=sums.astype("<f4", copy=False).tobytes(),
+            sums=sums,
             compute_microseconds=took,
         )
     return wire.ComputeResponse(step=request.step, layer=request.layer, n_rows=int(reason))

@@ -18,6 +18,7 @@ from edge_runtime.cluster.plan_shares import PlanShares
 from edge_runtime.cluster.step_times import StepTimes
 from edge_runtime.cluster.worker_health import WorkerHealth
 from scheduler.deadlines import Tails
+from scheduler.drift import MeasuredWorker
 
 Floats = NDArray[np.float32]
 
@@ -28,8 +29,8 @@ LONGEST_WAIT = 0.25
 # A worker that gave no sign of life for so long while it was asked is left alone for a while. What it owes
 # is computed here well before that.
 _SILENT_SECONDS = 0.1
-# Values beyond this are no activations of any model.
-_LARGEST_VALUE = 1e6
+# A sum of squares beyond this is of no model's activations.
+_LARGEST_SQUARE = 1e12
 # A contribution is held against one computed here, which sums in the same order; answers of relaxed requests
 # travel with 8 bits.
 _TOLERANCE = {True: 1e-3, False: 3e-2}
@@ -61,12 +62,14 @@ class Outstanding:
         tails: Tails,
         health: Sequence[WorkerHealth],
         times: StepTimes,
+        measured: Sequence[MeasuredWorker] | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._link = link
         self._tails = tails
         self._health = health
         self._times = times
+        self._measured = measured
         self._clock = clock
         self._pending: dict[tuple[int, int], Pending] = {}
         self._blocking = False
@@ -141,8 +144,8 @@ class Outstanding:
         pending = self._pending.get((answer.layer, answer.worker))
         if pending is None or answer.step != self.step:
             return
-        if np.abs(answer.values).max(initial=0) > _LARGEST_VALUE:
-            self._expel(answer.worker, f"values beyond {_LARGEST_VALUE:g} for layer {answer.layer}")
+        if not float(answer.values @ answer.values) < _LARGEST_SQUARE:
+            self._expel(answer.worker, f"values of no model's for layer {answer.layer}")
             return
         if not pending.fold(answer.first, answer.values, answer.fragment, answer.n_fragments):
             return
@@ -158,9 +161,18 @@ class Outstanding:
             self._times.transfer(answer.layer, took - answer.compute_seconds)
             # An answer that lay here while this device computed tells nothing about the network.
             if not pending.attempts and self._blocking:
-                self._tails.observe(answer.worker, took)
+                self._observe(pending, took, answer.compute_seconds)
             if pending.checked:
                 self._check(pending)
+
+    def _observe(self, pending: Pending, took: float, compute_seconds: float) -> None:
+        """Learn from an exchange that was waited for."""
+        worker = pending.worker
+        self._tails.observe(worker, took)
+        # With others outstanding it may have waited its turn at the worker.
+        if self._measured is not None and not any(other == worker for _, other in self._pending):
+            weights = self._shares.weights_of(pending.layer, worker)
+            self._measured[worker - 1].answered(took, compute_seconds, weights)
 
     def _heed_refusals(self) -> None:
         """Compute here what workers say they will not answer."""
@@ -205,10 +217,11 @@ class Outstanding:
                 if wake is None:
                     return
                 answer = self._link.receive(max(wake - self._clock(), 0.0))
-                if answer is not None:
-                    self._fold(answer)
-                else:
+                if answer is None:
                     self._heed_refusals()
+                while answer is not None:  # fragments come together
+                    self._fold(answer)
+                    answer = self._link.receive(0.0) if self._pending else None
         finally:
             self._blocking = False
 
@@ -265,6 +278,8 @@ class Outstanding:
     def fail(self, worker: int) -> None:
         """Do without a worker for a while; what it owes is computed here."""
         self._health[worker].fail(self._clock())
+        if self._measured is not None:
+            self._measured[worker - 1].failed()
         _log.warning("worker %d does not answer; its groups are computed here", worker)
         self._recompute_all(worker)
 

@@ -20,11 +20,14 @@ from edge_runtime.cluster.peers import Peer
 from edge_runtime.cluster.profiling import EXCHANGE_SECONDS, ping_all
 from edge_runtime.cluster.report import NodeShare
 from edge_runtime.cluster.udp_link import UdpLink
+from edge_runtime.cluster.worker_health import WorkerHealth
 from edge_runtime.engine.group_slices import PartitionShape
 from edge_runtime.errors import EdgeRuntimeError
 from edge_runtime.v1 import cluster_pb2 as wire
+from scheduler.deadlines import Tails
+from scheduler.drift import MeasuredWorker
 from scheduler.plan import Plan
-from scheduler.profiles import DeviceProfile, LinkProfile
+from scheduler.profiles import DeviceProfile, LinkProfile, ModelProfile
 from scheduler.profiles import Worker as PlannedWorker
 
 _log = logging.getLogger("edgert.cluster")
@@ -71,6 +74,8 @@ class Participants:
     Attributes:
         link: for single tokens; bulk: streams for prompts. Both know the same node numbers.
         transport: ``udp`` or ``grpc``.
+        tails, health: of the exchanges and the nodes, which outlast a plan.
+        measured: the members' profiles, kept up to date.
     """
 
     def __init__(self, members: Sequence[Participant], transport: str, link: Link, bulk: Link) -> None:
@@ -78,6 +83,32 @@ class Participants:
         self.transport = transport
         self.link = link
         self.bulk = bulk
+        self.tails = Tails([member.planned().link.round_trip_seconds for member in members])
+        self.health = [WorkerHealth() for _ in range(len(members) + 1)]
+        self.measured: list[MeasuredWorker] = []
+        self._counted: dict[int, tuple[int, int]] = {}
+
+    def measure(self, model: ModelProfile) -> None:
+        """Keep the members' profiles up to date from now on."""
+        self.measured = [MeasuredWorker(member.planned(), model) for member in self.members]
+
+    def profiles(self) -> list[PlannedWorker]:
+        """The members as they are now, for the scheduler."""
+        if not self.measured:
+            return [member.planned() for member in self.members]
+        found = []
+        for member, measured in zip(self.members, self.measured, strict=True):
+            counts = self.link.statistics(member.node)
+            expected, received = self._counted.get(member.node, (0, 0))
+            arriving, came = counts.expected - expected, counts.received - received
+            self._counted[member.node] = counts.expected, counts.received
+            if arriving > 0:
+                measured.sent(arriving, max(arriving - came, 0))
+            description = member.peer.description
+            assert description is not None
+            battery = description.battery if description.battery < 100 else None
+            found.append(measured.profile(description.temperature or None, battery))
+        return found
 
     @property
     def names(self) -> frozenset[str]:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
 from typing import Protocol, TypeVar
 
-import numpy as np
 import psutil
-from numpy.typing import NDArray
 
 from edge_runtime.cluster.calibration_file import Calibration, find_calibration
 from edge_runtime.cluster.contributions import Contributions
@@ -21,10 +19,10 @@ from edge_runtime.cluster.manifest import load_manifest
 from edge_runtime.cluster.node import ClusterNode
 from edge_runtime.cluster.participants import Participant, Participants, gather, node_shares
 from edge_runtime.cluster.plan_shares import PlanShares
+from edge_runtime.cluster.planning import Planner, is_from_the_file
 from edge_runtime.cluster.prefill import Prefill
 from edge_runtime.cluster.profiling import model_profile
 from edge_runtime.cluster.report import LayerReport, PartitionReport
-from edge_runtime.cluster.settings import Mode
 from edge_runtime.cluster.shard_cache import default_folder
 from edge_runtime.cluster.worker_health import WorkerHealth
 from edge_runtime.engine.batch import Batch, Result
@@ -35,9 +33,8 @@ from edge_runtime.engine.share_speed import measure_share
 from edge_runtime.engine.shares import ShareComputer
 from edge_runtime.errors import EdgeRuntimeError, RequestError
 from edge_runtime.v1 import cluster_pb2 as wire
-from scheduler.deadlines import Tails
-from scheduler.errors import SchedulingError
-from scheduler.plan import Plan, make_plan
+from scheduler.drift import Drift
+from scheduler.plan import Plan
 from scheduler.profiles import DeviceProfile
 
 _log = logging.getLogger("edgert.cluster")
@@ -45,6 +42,9 @@ _log = logging.getLogger("edgert.cluster")
 Value = TypeVar("Value")
 
 _OWN_SHARE_SECONDS = 12e-6  # of starting to compute a share; measured
+# Looks at the plan while it is in force; several must agree before it is changed (scheduler.drift).
+_CONSIDER_SECONDS = 10.0
+_LEAST_SECONDS_BETWEEN_PLANS = 60.0
 _SPARE_MEMORY = 0.85  # part of the free memory that weights may take where no limit is set
 
 
@@ -73,6 +73,8 @@ class PartitionedModel:
         self._changing = asyncio.Lock()
         self._number = 0
         self._participants: Participants | None = None
+        self._drift = Drift(_LEAST_SECONDS_BETWEEN_PLANS)
+        self._planning: asyncio.Task[None] | None = None
         self.coordinator: Coordinator | None = None
         self.calibration: Calibration | None = None
 
@@ -94,35 +96,42 @@ class PartitionedModel:
         self._computer = ShareComputer(self._slices.shape, backend)
         self._speed = await asyncio.to_thread(measure_share, self._slices.shape, backend)
         await self.replan()
+        self._planning = asyncio.create_task(self._keep_planning(), name=f"plans for {self.name}")
 
     # --- plans --------------------------------------------------------------------------------
 
     async def replan(self) -> None:
-        """See who takes part, plan, have the members prepare, and switch between two tokens."""
+        """See who takes part now, measure them, plan, have them prepare, and switch between two tokens."""
         async with self._changing:
             before = self._participants
             peers = [peer for peer in self._node.peers if peer.description is not None]
-            shape = self._slices.shape
-            participants = await gather(self._node, peers, self._manifest.model, shape)
+            participants = await gather(self._node, peers, self._manifest.model, self._slices.shape)
+            self._planner = self._make_planner()
+            participants.measure(self._planner.model)
             try:
-                plan = await self._prepared_plan(participants)
-                shares = await asyncio.to_thread(self._shares, plan)
-                coordinator = self._coordinator(shares, participants)
+                await self._carry_out(participants)
             except BaseException:
                 await participants.close()
                 raise
-            await self._install(coordinator)
-            self._participants = participants
             if before is not None:
                 await before.close()
-            _log.info("plan %d: %s", plan.number, plan.reason)
+
+    async def _carry_out(self, participants: Participants) -> None:
+        """Plan for these members as they are now, and switch to the plan."""
+        plan = await self._prepared_plan(participants)
+        shares = await asyncio.to_thread(self._shares, plan)
+        await self._install(shares, participants)
+        self._drift.changed(time.monotonic())
+        _log.info("plan %d: %s", plan.number, plan.reason)
 
     async def _prepared_plan(self, participants: Participants) -> Plan:
         """A plan whose workers hold what it asks of them; those that cannot are left out."""
         unfit: set[str] = set()
         while True:
             self._number += 1
-            plan = await asyncio.to_thread(self.make_plan, participants.members, unfit=unfit)
+            plan = await asyncio.to_thread(
+                self._planner.plan, self._number, self.own_profile(), participants.profiles(), unfit
+            )
             working = [member for member in participants.members if member.node in plan.nodes_used]
             outcomes = await asyncio.gather(
                 *(self._prepare(plan, member, working) for member in working), return_exceptions=True
@@ -140,50 +149,31 @@ class PartitionedModel:
                 _log.warning("%s cannot take its part: %s", name, error)
             unfit |= failed.keys()
 
-    def make_plan(
-        self, members: Sequence[Participant], *, mode: Mode | None = None, unfit: set[str] | None = None
-    ) -> Plan:
-        """The plan for these members as they were measured; those that are unfit get nothing."""
-        settings, calibration = self._node.settings, self.calibration
-        mode = mode or settings.mode
-        response = calibration.response if calibration is not None else None
-        workers = [member.planned() for member in members]
-        workers = [
-            replace(worker, device=replace(worker.device, memory_bytes=0))
-            if member.name in (unfit or ())
-            else worker
-            for member, worker in zip(members, workers, strict=True)
-        ]
-        model = model_profile(self._slices.shape, self._engine.gguf, exact=mode == "exact")
-        own = self.own_profile()
-        importance, number = self._importance(), self._number
-        try:
-            return make_plan(
-                model,
-                own,
-                workers,
-                importance,
-                mode=mode,
-                response=response,
-                quality=settings.quality,
-                number=number,
-            )
-        except SchedulingError as error:
-            # Alone, with what has no room computed from the file: slowly, until somebody joins.
-            plan = make_plan(
-                model, replace(own, memory_bytes=model.total_bytes), (), importance, number=number
-            )
-            none = ((),) * len(workers)
-            return replace(
-                plan,
-                names=(plan.names[0], *(worker.device.name for worker in workers)),
-                groups=tuple((*nodes, *none) for nodes in plan.groups),
-                head_slices=(*plan.head_slices, *none),
-                copies=(1,) * len(workers),
-                alone_seconds=None,
-                bytes_held=(min(own.memory_bytes, plan.bytes_held[0]), *(0 for _ in workers)),
-                reason=f"from the file, as there is not enough memory: {error}",
-            )
+    async def _keep_planning(self) -> None:
+        """Change the plan when devices or links have become others than it was made for."""
+        while True:
+            await asyncio.sleep(_CONSIDER_SECONDS)
+            try:
+                async with self._changing:
+                    await self._consider()
+            except EdgeRuntimeError as error:
+                _log.warning("the plan stays as it is: %s", error)
+
+    async def _consider(self) -> None:
+        coordinator, participants = self.coordinator, self._participants
+        if coordinator is None or participants is None or not participants.members:
+            return
+        plan = coordinator.plan_shares.plan
+        own, profiles = self.own_profile(), participants.profiles()
+        best = await asyncio.to_thread(self._planner.plan, self._number, own, profiles)
+        now = self._planner.seconds(plan, own, profiles)
+        if self._drift.consider(now, best.seconds_per_token, time.monotonic()):
+            await self._carry_out(participants)
+
+    def _make_planner(self) -> Planner:
+        settings = self._node.settings
+        model = model_profile(self._slices.shape, self._engine.gguf, exact=settings.mode == "exact")
+        return Planner(model, self.calibration, settings.mode, settings.quality)
 
     def own_profile(self) -> DeviceProfile:
         """This device, for the scheduler."""
@@ -194,12 +184,6 @@ class PartitionedModel:
             limit = free + held + self._engine.model.weights.repacked_bytes
         name = self._node.identity.name
         return DeviceProfile(name, self._speed, limit, overhead_seconds=_OWN_SHARE_SECONDS)
-
-    def _importance(self) -> NDArray[np.floating]:
-        shape = self._slices.shape
-        if self.calibration is None:
-            return np.ones((shape.n_layers, shape.n_groups))
-        return self.calibration.importance
 
     async def _prepare(self, plan: Plan, member: Participant, working: Sequence[Participant]) -> None:
         neighbours = [other.peer.member.address for other in working if other is not member]
@@ -219,40 +203,37 @@ class PartitionedModel:
     def _shares(self, plan: Plan) -> PlanShares:
         before = self.coordinator.plan_shares if self.coordinator is not None else None
         room = None
-        if plan.alone_seconds is None and plan.nodes_used == (0,):
+        if is_from_the_file(plan):
             room = max(self.own_profile().memory_bytes - self._engine.model.weights.repacked_bytes, 0)
         return PlanShares(plan, self._computer, self._slices, self._engine.gguf, before, room)
 
-    def _coordinator(self, shares: PlanShares, participants: Participants) -> Coordinator:
-        calibration = self.calibration
-        fills = None
-        if calibration is not None and calibration.fill == "mean":
-            fills = Fills(calibration.means)
-        return Coordinator(
-            self._engine.model,
-            self._computer,
-            shares,
-            participants.link,
-            Tails([member.planned().link.round_trip_seconds for member in participants.members]),
-            prefill=Prefill(self._slices.shape, participants.bulk) if participants.members else None,
-            response=calibration.response if calibration is not None else None,
-            quality=self._node.settings.quality if self._node.settings.mode == "relaxed" else 1.0,
-            fills=fills,
-        )
+    async def _install(self, shares: PlanShares, participants: Participants) -> None:
+        """Let a plan's coordinator compute from the next token on."""
+        before, same_links = self.coordinator, participants is self._participants
+        calibration, planner = self.calibration, self._planner
 
-    async def _install(self, coordinator: Coordinator) -> None:
-        before = self.coordinator
-
-        def switch() -> None:
+        def switch() -> Coordinator:
+            coordinator = Coordinator(
+                self._engine.model,
+                self._computer,
+                shares,
+                participants.link,
+                participants.tails,
+                prefill=Prefill(self._slices.shape, participants.bulk) if participants.members else None,
+                response=calibration.response if calibration is not None else None,
+                quality=planner.quality if planner.mode == "relaxed" else 1.0,
+                fills=Fills(calibration.means) if calibration and calibration.fill == "mean" else None,
+                health=participants.health,
+                measured=participants.measured,
+                step=before.step if before is not None and same_links else 0,
+            )
             self._engine.forward_pass = self._forward(coordinator)
             if before is not None:
                 before.close(after=coordinator)
+            return coordinator
 
-        self.coordinator = coordinator
-        if before is None:
-            switch()
-        else:
-            await self._between_tokens(switch)
+        self.coordinator = switch() if before is None else await self._between_tokens(switch)
+        self._participants = participants
 
     @staticmethod
     def _forward(coordinator: Coordinator) -> Callable[[Batch, Sequence[Decoding]], Result]:
@@ -345,6 +326,10 @@ class PartitionedModel:
 
     async def close(self) -> None:
         """End it; the engine must not run any more, and is closed by its owner."""
+        if self._planning is not None:
+            self._planning.cancel()
+            await asyncio.gather(self._planning, return_exceptions=True)
+            self._planning = None
         async with self._changing:
             if self.coordinator is not None:
                 self.coordinator.close()

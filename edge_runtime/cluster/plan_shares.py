@@ -66,6 +66,12 @@ class PlanShares:
         """The part of a layer's groups that a worker has, 0 to 1."""
         return len(self.plan.groups[layer][worker]) / self._slices.shape.n_groups
 
+    def weights_of(self, layer: int, worker: int) -> int:
+        """Bytes of weights that a worker multiplies for a layer."""
+        if layer == self.shape.n_layers:
+            return sum(map(self.shape.head_slice_bytes, self.plan.head_slices[worker]))
+        return sum(self.shape.group_bytes(layer, group) for group in self.plan.groups[layer][worker])
+
     def compute(self, layer: int, worker: int, inputs: Floats) -> Floats:
         """A worker's contribution, or its part of the logits, computed here; (n_rows, width)."""
         if layer == self.shape.n_layers:

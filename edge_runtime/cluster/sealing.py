@@ -32,7 +32,7 @@ _WINDOW_MASK = (1 << REPLAY_WINDOW) - 1
 _KEY_BYTES = 32
 _SALT_BYTES = 4
 _LAST_COUNTER = (1 << 64) - 1
-_COUNTER = slice(8, 16)
+_COUNTER, _HEADER, _SEALED = slice(8, 16), slice(HEADER_BYTES), slice(HEADER_BYTES, None)
 
 
 class Cipher(IntEnum):
@@ -135,9 +135,7 @@ class Opener:
         if behind >= 0 and (behind >= REPLAY_WINDOW or self._seen >> behind & 1):
             return None
         try:
-            content = self._decrypt(
-                self._salt + datagram[_COUNTER], datagram[HEADER_BYTES:], datagram[:HEADER_BYTES]
-            )
+            content = self._decrypt(self._salt + datagram[_COUNTER], datagram[_SEALED], datagram[_HEADER])
         except InvalidTag:
             raise UnauthenticError from None
         # Only now: a forged counter must not move the window.

@@ -11,12 +11,13 @@ from edge_runtime.cluster.datagram import (
     DATAGRAM_BYTES,
     LEAST_DATAGRAM_BYTES,
     MOST_DATAGRAM_BYTES,
-    NOT_REPEATED,
     PING_BYTES,
     REFUSED,
+    VALUE_UNIT,
     BadDatagramError,
     Kind,
     answer_values,
+    fragment_size,
     input_room,
     mask_of,
     read_answer,
@@ -40,13 +41,13 @@ from edge_runtime.errors import RequestError
 
 _MOST_REFUSALS = 256
 _HINT_SECONDS = 1.0  # between two of a worker that says, with no seal, that it knows no such session
-_ONCE = (NOT_REPEATED, b"")
+_ANSWER, _NO_SESSION = int(Kind.ANSWER), int(Kind.NO_SESSION)  # comparing members is slower
 
 
 class _Asked:
     """A request of the current step, and which fragments of its answer have come."""
 
-    __slots__ = ("copies", "form", "inputs", "n_fragments", "n_rows", "n_values", "plan", "received")
+    __slots__ = ("copies", "form", "inputs", "n_fragments", "n_rows", "n_values", "plan", "received", "size")
 
     def __init__(
         self, n_rows: int, inputs: bytes, plan: int, copies: int, form: ActivationForm, n_values: int
@@ -57,7 +58,7 @@ class _Asked:
         self.copies = copies
         self.form = form
         self.n_values = n_values  # 0: any number
-        self.n_fragments = 0  # unknown
+        self.n_fragments = self.size = 0  # until the first has come
         self.received = 0
 
 
@@ -276,7 +277,7 @@ class UdpLink:
             self.strange += 1
             return None
         counts = peer.counts
-        if kind == Kind.NO_SESSION:
+        if kind == _NO_SESSION:
             self._hint(peer)
             return None
         try:
@@ -286,12 +287,13 @@ class UdpLink:
             return None
         counts.received += 1
         counts.received_bytes += len(datagram)
+        counts.expected = max(counts.expected, counter)  # counters begin with 1
         if body is None:
             counts.duplicates += 1
             return None
         peer.last_seen = perf_counter()
         try:
-            if kind == Kind.ANSWER:
+            if kind == _ANSWER:
                 return self._answer(peer, body)
             if kind == Kind.PONG:
                 self._pong(peer, body)
@@ -311,16 +313,18 @@ class UdpLink:
         asked = peer.asked.get(layer)
         if asked is None or n_rows != asked.n_rows or form != asked.form:
             raise BadDatagramError
-        if not asked.n_fragments and total == (asked.n_values or total) and total % n_rows == 0:
-            asked.n_values = total
+        size = asked.size
+        if not size and total == (asked.n_values or total) and total % n_rows == 0:
+            size = fragment_size(total, n_fragments, VALUE_UNIT)
         elif n_fragments != asked.n_fragments or total != asked.n_values:
             raise BadDatagramError  # of a wrong shape, or not of one answer
         bit = 1 << fragment
         if asked.received & bit:
             peer.counts.duplicates += 1
             return None
-        first, values = answer_values(body, total, fragment, n_fragments, form)
-        asked.n_fragments = n_fragments
+        first, values = answer_values(body, total, fragment, size, form)
+        if not asked.size:
+            asked.size, asked.n_values, asked.n_fragments = size, total, n_fragments
         asked.received |= bit
         return Answer(peer.number, step, layer, first, values, fragment, n_fragments, took * 1e-6, total)
 

@@ -21,6 +21,6 @@ def command() -> None:
     """Several devices that answer together.
 
     One device founds the cluster with `invite` and gives the invitation to the next one, which uses it with
-    `join`. From then on each one's daemon may have the others compute parts of its models. What a device lends
-    and where it listens is in the section [cluster] of its settings.
+    `join`. From then on each one's daemon may have the others compute parts of its models. What a device
+    lends and where it listens is in the section [cluster] of its settings.
     """

@@ -115,12 +115,10 @@ def _show(identity: Identity, invitation: Invitation, valid: str, *, is_new: boo
     if is_new:
         click.echo(f"This device, {identity.name}, has founded a cluster.", err=True)
     on_terminal = sys.stdout.isatty()
-    text = "this" if on_terminal else "INVITATION with the text below"
-    click.echo(f"Run {text} on the other device within {valid}. It serves once, and is a secret.\n", err=True)
+    what = "this" if on_terminal else "`edgert cluster join INVITATION`, with the invitation below,"
+    click.echo(f"Run {what} on the other device within {valid}. It serves once, and is a secret.", err=True)
     if on_terminal:
-        click.echo("edgert cluster join ", nl=False, err=True)
-    else:
-        click.echo("edgert cluster join INVITATION", err=True)
+        click.echo("\nedgert cluster join ", nl=False, err=True)
     click.echo(invitation.text())
     if on_terminal:
         click.echo(err=True)

@@ -77,6 +77,6 @@ def _offer(config: ClusterConfig) -> str:
     if not config.lend_memory_mb:
         return "It lends no memory to the others (cluster.lend_memory_mb = 0), so it works for nobody."
     return (
-        f"It lends {config.lend_memory_mb} MB of memory to the others; cluster.lend_memory_mb in the settings "
-        "changes that."
+        f"It lends {config.lend_memory_mb} MB of memory to the others; cluster.lend_memory_mb in its "
+        "settings changes that."
     )

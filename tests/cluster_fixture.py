@@ -1,0 +1,399 @@
+"""A model spread over nodes on loopback: a real engine, workers with real shares, real sockets and streams."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+from dataplane_fixture import HOST, Floats
+
+from edge_runtime.cluster.contributions import Contributions
+from edge_runtime.cluster.coordinator import Coordinator
+from edge_runtime.cluster.exchange import Answer, Inputs, Link, Refusal, TrafficCounts
+from edge_runtime.cluster.grpc_link import GrpcLink
+from edge_runtime.cluster.grpc_worker import MAX_MESSAGE_BYTES, serve_compute
+from edge_runtime.cluster.held_shares import HeldShares
+from edge_runtime.cluster.plan_shares import PlanShares
+from edge_runtime.cluster.prefill import Prefill
+from edge_runtime.cluster.shard_fetch import ReadyShard
+from edge_runtime.cluster.udp_link import UdpLink
+from edge_runtime.cluster.udp_worker import UdpWorker
+from edge_runtime.engine.backend import Backend
+from edge_runtime.engine.batch import Batch, Result
+from edge_runtime.engine.engine import Engine, EngineOptions
+from edge_runtime.engine.group_slices import GroupSlices, PartitionShape
+from edge_runtime.engine.shares import ShareComputer
+from edge_runtime.v1 import cluster_pb2_grpc
+from scheduler.deadlines import Tails
+from scheduler.plan import Plan
+
+_OPTIONS = [
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.so_reuseport", 0),
+]
+# What a node answers in place of a right contribution: (plan, layer, right sums). It may raise RefusedError.
+Spoil = Callable[[int, int, Floats], Floats]
+
+
+def plan_of(
+    shape: PartitionShape,
+    parts: Sequence[float],
+    *,
+    head: Sequence[int] = (),
+    number: int = 1,
+    replicas: bool = False,
+    syncs: Sequence[int] = (),
+    seed: int = 0,
+) -> Plan:
+    """A plan that nobody computed.
+
+    Args:
+        parts: of the neuron groups, for each node, the coordinator first; which ones is drawn by `seed`.
+        head: slices of the head for each node; the coordinator has all where nothing is said.
+        replicas: whether the coordinator holds everything.
+    """
+    random = np.random.default_rng(seed)
+    bounds = np.round(np.cumsum([0.0, *parts]) / sum(parts) * shape.n_groups).astype(int)
+    layers = []
+    for _ in range(shape.n_layers):
+        order = random.permutation(shape.n_groups)
+        layers.append(
+            tuple(
+                tuple(sorted(order[a:b].tolist()))
+                for a, b in zip(bounds[:-1], bounds[1:], strict=True)
+            )
+        )
+    counts = list(head) or [shape.n_head_slices, *[0] * (len(parts) - 1)]
+    assert sum(counts) == shape.n_head_slices
+    ends = np.cumsum([0, *counts])
+    slices = tuple(tuple(range(a, b)) for a, b in zip(ends[:-1], ends[1:], strict=True))
+    remote = tuple(tuple(sorted(g for held in nodes[1:] for g in held)) for nodes in layers)
+    return Plan(
+        number=number,
+        names=tuple(f"node {node}" for node in range(len(parts))),
+        groups=tuple(layers),
+        replicas=remote if replicas else ((),) * shape.n_layers,
+        head_slices=slices,
+        syncs=tuple(syncs) or tuple(range(1, shape.n_layers + 1)),
+        copies=(1,) * (len(parts) - 1),
+        seconds_per_token=0.001,
+        alone_seconds=None,
+        nodes_used=tuple(range(len(parts))),
+        reason="drawn for a test",
+        bytes_held=(0,) * len(parts),
+    )
+
+
+def wanted_of(plan: Plan, node: int) -> dict[int, tuple[int, ...]]:
+    """What a worker must hold, as a manifest's `Wanted`."""
+    wanted = {layer: nodes[node] for layer, nodes in enumerate(plan.groups) if nodes[node]}
+    if plan.head_slices[node]:
+        wanted[plan.n_layers] = plan.head_slices[node]
+    return wanted
+
+
+class Node:
+    """A worker.
+
+    Attributes:
+        spoil: what becomes of its answers; None for nothing.
+        secret: None keeps the one that the coordinator has, when it is connected.
+    """
+
+    def __init__(self, slices: GroupSlices, streams: Streams) -> None:
+        self._slices = slices
+        self._backend = Backend(1)
+        self.held = HeldShares(slices.shape, self._backend)
+        self.udp = UdpWorker(HOST, 0, self._compute)
+        self.stream_port = streams.serve(self.udp)
+        self.spoil: Spoil | None = None
+        self.computed: list[tuple[int, int, int]] = []  # plan, layer, rows
+
+    def prepare(self, plan: Plan, number: int) -> None:
+        wanted = wanted_of(plan, number)
+
+        def ready() -> Iterator[ReadyShard]:
+            for layer, numbers in self.held.missing(wanted).items():
+                for n in numbers:
+                    cut = self._slices.head_slice(n) if layer == plan.n_layers else self._slices.group(layer, n)
+                    yield ReadyShard(layer, n, cut)
+
+        self.held.load(plan.number, wanted, ready())
+
+    def _compute(self, session: int, plan: int, layer: int, n_rows: int, inputs: Inputs) -> Floats:
+        sums = self.held.compute(plan, layer, n_rows, inputs)
+        self.computed.append((plan, layer, n_rows))
+        return sums if self.spoil is None else self.spoil(plan, layer, sums)
+
+    def close(self) -> None:
+        self.udp.stop()
+        self.held.close()
+        self._backend.close()
+
+
+class Streams:
+    """Serves the compute streams of all workers, on one event loop in a thread of its own."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self._servers: list[grpc.aio.Server] = []
+
+    def serve(self, worker: UdpWorker) -> int:
+        """The port of a server that is the worker's."""
+
+        class Servicer(cluster_pb2_grpc.ClusterServicer):
+            async def Compute(self, request_iterator: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+                async with aclosing(serve_compute(worker, request_iterator)) as responses:
+                    async for response in responses:
+                        yield response
+
+        async def start() -> int:
+            server = grpc.aio.server(options=_OPTIONS)
+            cluster_pb2_grpc.add_ClusterServicer_to_server(Servicer(), server)
+            port = int(server.add_insecure_port(f"{HOST}:0"))
+            await server.start()
+            self._servers.append(server)
+            return port
+
+        return asyncio.run_coroutine_threadsafe(start(), self._loop).result(10)
+
+    def close(self) -> None:
+        async def stop() -> None:
+            await asyncio.gather(*(server.stop(0) for server in self._servers))
+            rest = asyncio.all_tasks() - {asyncio.current_task()}
+            await asyncio.gather(*rest, return_exceptions=True)
+
+        asyncio.run_coroutine_threadsafe(stop(), self._loop).result(10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+class Spread:
+    """The coordinator and its workers. Made by `spread`.
+
+    Attributes:
+        slow: (worker, layer, step) -> how many layers late an answer is given to the coordinator, -1 for
+            never; of relaxed tokens, as exact ones wait.
+    """
+
+    def __init__(self, path: Path, *, context: int, sequences: int, transport: str) -> None:
+        options = EngineOptions(threads=1, context=context, sequences=sequences, ffn=False, head=False)
+        self.engine = Engine.load(path, options)
+        self.model = self.engine.model
+        self.slices = GroupSlices(self.engine.gguf, self.engine.hyperparameters)
+        self.shape = self.slices.shape
+        self.computer = ShareComputer(self.shape, self.model.backend)
+        self.streams = Streams()
+        self.nodes: list[Node] = []
+        self.transport = transport
+        self.coordinator: Coordinator | None = None
+        self.link: Link
+        self.bulk: GrpcLink | None = None
+        self._channels: list[grpc.Channel] = []
+        self._sessions = 0
+
+    def use(
+        self,
+        plan: Plan,
+        *,
+        memory_bytes: int | None = None,
+        prefill: bool = True,
+        through: Callable[[Link], Link] = lambda link: link,
+        secrets: dict[int, bytes] | None = None,
+        **more: Any,
+    ) -> Coordinator:
+        """Have the workers hold a plan and compute by it from now on, over new links.
+
+        Args:
+            through: stands between the coordinator and the link for single tokens.
+            secrets: that workers have in place of the right ones.
+        """
+        count = len(plan.names) - 1
+        while len(self.nodes) < count:
+            self.nodes.append(Node(self.slices, self.streams))
+        for number, node in enumerate(self.nodes[:count], start=1):
+            node.prepare(plan, number)
+        before = self.coordinator
+        shares = PlanShares(
+            plan,
+            self.computer,
+            self.slices,
+            self.engine.gguf,
+            before.plan_shares if before is not None else None,
+            memory_bytes,
+        )
+        old_link, old_bulk, old_channels = getattr(self, "link", None), self.bulk, self._channels
+        self.bulk, self._channels = GrpcLink(), []
+        udp = UdpLink(HOST)
+        for number, node in enumerate(self.nodes[:count], start=1):
+            self._sessions += 1
+            secret = os.urandom(32)
+            node.udp.add_session(self._sessions, (secrets or {}).get(number, secret), "coordinator")
+            channel = grpc.insecure_channel(f"{HOST}:{node.stream_port}", _OPTIONS)
+            self._channels.append(channel)
+            self.bulk.add_worker(number, channel, self._sessions)
+            udp.add_worker(number, HOST, node.udp.port, self._sessions, secret)
+        if self.transport == "grpc":
+            udp.close()
+            self.link = self.bulk
+        else:
+            self.link = udp
+        self.coordinator = Coordinator(
+            self.model,
+            self.computer,
+            shares,
+            through(self.link),
+            Tails([0.002] * count),
+            prefill=Prefill(self.shape, self.bulk) if prefill else None,
+            **more,
+        )
+        if before is not None:
+            before.close(after=self.coordinator)
+        self._end(old_link, old_bulk, old_channels)
+        return self.coordinator
+
+    def _end(self, link: Link | None, bulk: GrpcLink | None, channels: list[grpc.Channel]) -> None:
+        if bulk is not None:
+            bulk.close()
+        if link is not None and link is not bulk:
+            link.close()
+        for channel in channels:
+            channel.close()
+
+    def forward(self, batch: Batch, requests: Sequence[Contributions] = ()) -> Result:
+        assert self.coordinator is not None
+        return self.coordinator.forward(batch, requests)
+
+    def greedy(
+        self, prompts: Sequence[Sequence[int]], count: int, requests: Sequence[Contributions] = ()
+    ) -> list[list[int]]:
+        return greedy(self.model, lambda batch: self.forward(batch, requests), prompts, count)
+
+    def close(self) -> None:
+        self._end(getattr(self, "link", None), self.bulk, self._channels)
+        for node in self.nodes:
+            node.close()
+        self.streams.close()
+        if self.coordinator is not None:
+            self.coordinator.close()
+        self.computer.close()
+        self.engine.close()
+
+
+@contextmanager
+def spread(
+    path: Path, *, context: int = 512, sequences: int = 1, transport: str = "udp"
+) -> Iterator[Spread]:
+    """A model, ready to be spread by `use`."""
+    made = Spread(path, context=context, sequences=sequences, transport=transport)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def greedy(
+    model: Any, forward: Callable[[Batch], Result], prompts: Sequence[Sequence[int]], count: int
+) -> list[list[int]]:
+    """So many likeliest tokens after each prompt, all prompts in one batch; no token ends a text."""
+    for sequence in range(len(prompts)):
+        model.cells.remove(sequence)
+    numbers = list(range(len(prompts)))
+    lengths = [len(prompt) for prompt in prompts]
+    logits = forward(
+        Batch(
+            [token for prompt in prompts for token in prompt],
+            np.concatenate([np.arange(length, dtype=np.int32) for length in lengths]),
+            np.repeat(np.array(numbers, np.int32), lengths),
+            (np.cumsum(lengths) - 1).tolist(),
+        )
+    ).logits
+    found: list[list[int]] = []
+    for step in range(count):
+        tokens = logits.argmax(axis=1).astype(np.int32)
+        found.append(tokens.tolist())
+        if step + 1 < count:
+            positions = np.array(lengths, np.int32) + step
+            logits = forward(Batch(tokens, positions, np.array(numbers, np.int32))).logits
+    return [list(row) for row in zip(*found, strict=True)]
+
+
+def alone(path: Path, prompts: Sequence[Sequence[int]], count: int, context: int = 512) -> list[list[int]]:
+    """`greedy` on one device."""
+    options = EngineOptions(threads=1, context=context, sequences=len(prompts))
+    with Engine.load(path, options) as engine:
+        return greedy(engine.model, engine.model.forward, prompts, count)
+
+
+class Late:
+    """A link whose answers come when told.
+
+    Args:
+        by: (worker, layer) -> 0: as soon as the next boundary; k: so many boundaries later; None: never
+            while the token is relaxed.
+    """
+
+    def __init__(self, link: Link, by: Callable[[int, int], int | None]) -> None:
+        self._link = link
+        self._by = by
+        self._layer = 0
+        self._exact = True
+        self._here: list[Answer] = []
+        self._asked: set[tuple[int, int]] = set()  # whose answers are not all here
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._link, name)
+
+    def begin_step(self, step: int) -> None:
+        self._here.clear()
+        self._asked.clear()
+        self._layer = -1
+        self._link.begin_step(step)
+
+    def send(self, worker: int, step: int, layer: int, n_rows: int, inputs: bytes, **more: Any) -> None:
+        self._layer, self._exact = layer, more["exact"]
+        self._asked.add((worker, layer))
+        self._parts: dict[tuple[int, int], set[int]] = {}
+        self._link.send(worker, step, layer, n_rows, inputs, **more)
+
+    def receive(self, timeout: float) -> Answer | None:
+        while True:
+            for number, answer in enumerate(self._here):
+                by = self._by(answer.worker, answer.layer)
+                if self._exact or (by is not None and (timeout > 0 or answer.layer + by <= self._layer)):
+                    return self._here.pop(number)
+            due = [
+                (worker, layer)
+                for worker, layer in self._asked
+                if self._exact
+                or ((by := self._by(worker, layer)) is not None and (timeout > 0 or layer + by <= self._layer))
+            ]
+            if not due and not self._exact:
+                return None
+            answer = self._link.receive(timeout if self._exact else 1.0)
+            if answer is None:
+                return None
+            self._here.append(answer)
+            of = (answer.worker, answer.layer)
+            parts = self._parts.setdefault(of, set())
+            parts.add(answer.fragment)
+            if len(parts) == answer.n_fragments:
+                self._asked.discard(of)
+
+    def take_refusals(self) -> list[Refusal]:
+        return self._link.take_refusals()
+
+    def statistics(self, worker: int) -> TrafficCounts:
+        return self._link.statistics(worker)
