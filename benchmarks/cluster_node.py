@@ -56,10 +56,8 @@ class NodeProcess:
     def __init__(self, home: Path, address: str, values: dict[str, str]) -> None:
         self._home = home
         self._address = address
-        fields = ClusterSettings.__dataclass_fields__
-        typed: dict[str, Any] = {}
-        for name, value in values.items():
-            typed[name] = type(fields[name].default)(value)
+        defaults = ClusterSettings()
+        typed: dict[str, Any] = {name: type(getattr(defaults, name))(text) for name, text in values.items()}
         self._settings = ClusterSettings(listen=address, address=address, **typed)
         self._node: ClusterNode | None = None
         self._engine: Engine | None = None

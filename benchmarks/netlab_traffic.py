@@ -31,8 +31,10 @@ def _say(answer: Any) -> None:
     print(json.dumps(answer), flush=True)
 
 
-def echo() -> None:
-    """Send every datagram back to where it came from; without end."""
+def echo(core: int | None = None) -> None:
+    """Send every datagram back to where it came from, without end; on one core, if that is given."""
+    if core is not None:
+        os.sched_setaffinity(0, {core})
     endpoint = _udp()
     endpoint.bind(("", PORT))
     print("ready", flush=True)
@@ -111,6 +113,13 @@ def exchange(address: str, count: int, burst: int, size: int) -> None:
     _say(times)
 
 
+def compute() -> None:
+    """Keep a core busy, as a model would; without end."""
+    print("ready", flush=True)
+    while True:
+        sum(range(1000))
+
+
 def icmp(address: str, count: int, interval: float, patience: float) -> None:
     """What `ping` does: echo requests to the other host's kernel. Prints round-trip times, null if lost."""
     endpoint = socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP)
@@ -159,9 +168,11 @@ def main(words: list[str]) -> None:
     """Run one of the programs."""
     what, arguments = words[0], words[1:]
     if what == "echo":
-        echo()
+        echo(*map(int, arguments))
     elif what == "send":
         send(arguments[0], int(arguments[1]), float(arguments[2]), int(arguments[3]))
+    elif what == "compute":
+        compute()
     elif what == "receive":
         receive(float(arguments[0]))
     elif what == "ping-pong":

@@ -8,8 +8,8 @@ import numpy as np
 
 from scheduler.timing import Counts
 
-# Evaluations altogether; enough to settle a handful of nodes, and cheap beside the search before it.
-_EVALUATIONS = 120
+# Evaluations times layers; enough to settle a handful of nodes, and cheap beside the search before it.
+_EVALUATED_LAYERS = 2500
 _MOST_NODES = 6
 
 
@@ -24,7 +24,7 @@ def improve(
         room: groups that each node may hold.
         evaluate: seconds of a cut; infinite where it is not allowed.
     """
-    left = _EVALUATIONS
+    left = min(120, _EVALUATED_LAYERS // len(counts))
     improved = True
     while improved and left > 0:
         improved = False

@@ -69,12 +69,20 @@ class Meter:
 
     def late(self, layer: int, share: float, by: int) -> None:
         """A share of a layer's groups was folded in `by` layers late; unmeasured, that counts as lost."""
-        costs = self._late[layer]
-        self._current += share * (costs[by] if by < len(costs) else self._lost[layer])
+        self._current += self.price_late(layer, share, by)
 
     def lost(self, layer: int, share: float) -> None:
         """A share of a layer's groups never came."""
-        self._current += share * self._lost[layer]
+        self._current += self.price_lost(layer, share)
+
+    def price_late(self, layer: int, share: float, by: int) -> float:
+        """What it costs a token if a share of a layer's groups is `by` layers late."""
+        costs = self._late[layer]
+        return share * (costs[by] if by < len(costs) else self._lost[layer])
+
+    def price_lost(self, layer: int, share: float) -> float:
+        """What it costs a token if a share of a layer's groups never comes."""
+        return share * self._lost[layer]
 
     def end_token(self) -> None:
         """A token is finished."""

@@ -89,7 +89,8 @@ class Search:
         if self._response is None:
             drafts = self._blended(drafts)
         best: Draft | None = None
-        for draft in sorted(drafts, key=lambda draft: draft.seconds)[:_BEST_DRAFTS]:
+        n_drafts = _BEST_DRAFTS if len(self._time.workers) <= _ALL_SUBSETS else 1
+        for draft in sorted(drafts, key=lambda draft: draft.seconds)[:n_drafts]:
             better = self._improve(draft)
             if best is None or better.seconds < best.seconds:
                 best = better

@@ -8,15 +8,15 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 import numpy as np
-from dataplane_fixture import HOST, Floats
+from dataplane_fixture import HOST, PATIENCE, Floats
 
 from edge_runtime.cluster.contributions import Contributions
 from edge_runtime.cluster.coordinator import Coordinator
-from edge_runtime.cluster.exchange import Answer, Inputs, Link, Refusal, TrafficCounts
+from edge_runtime.cluster.exchange import Answer, Inputs, Link
 from edge_runtime.cluster.grpc_link import GrpcLink
 from edge_runtime.cluster.grpc_worker import MAX_MESSAGE_BYTES, serve_compute
 from edge_runtime.cluster.held_shares import HeldShares
@@ -106,17 +106,17 @@ class Node:
 
     Attributes:
         spoil: what becomes of its answers; None for nothing.
-        secret: None keeps the one that the coordinator has, when it is connected.
+        computed: (plan, layer, rows) of each request.
     """
 
-    def __init__(self, slices: GroupSlices, streams: Streams) -> None:
+    def __init__(self, slices: GroupSlices, streams: Streams, make: type[UdpWorker]) -> None:
         self._slices = slices
         self._backend = Backend(1)
         self.held = HeldShares(slices.shape, self._backend)
-        self.udp = UdpWorker(HOST, 0, self._compute)
+        self.udp = make(HOST, 0, self._compute)
         self.stream_port = streams.serve(self.udp)
         self.spoil: Spoil | None = None
-        self.computed: list[tuple[int, int, int]] = []  # plan, layer, rows
+        self.computed: list[tuple[int, int, int]] = []
 
     def prepare(self, plan: Plan, number: int) -> None:
         wanted = wanted_of(plan, number)
@@ -181,12 +181,7 @@ class Streams:
 
 
 class Spread:
-    """The coordinator and its workers. Made by `spread`.
-
-    Attributes:
-        slow: (worker, layer, step) -> how many layers late an answer is given to the coordinator, -1 for
-            never; of relaxed tokens, as exact ones wait.
-    """
+    """The coordinator and its workers. Made by `spread`."""
 
     def __init__(self, path: Path, *, context: int, sequences: int, transport: str) -> None:
         options = EngineOptions(threads=1, context=context, sequences=sequences, ffn=False, head=False)
@@ -204,6 +199,12 @@ class Spread:
         self._channels: list[grpc.Channel] = []
         self._sessions = 0
 
+    def node(self, number: int, make: type[UdpWorker] = UdpWorker) -> Node:
+        """A worker by its number in plans."""
+        while len(self.nodes) < number:
+            self.nodes.append(Node(self.slices, self.streams, make))
+        return self.nodes[number - 1]
+
     def use(
         self,
         plan: Plan,
@@ -212,6 +213,7 @@ class Spread:
         prefill: bool = True,
         through: Callable[[Link], Link] = lambda link: link,
         secrets: dict[int, bytes] | None = None,
+        ports: dict[int, int] | None = None,
         **more: Any,
     ) -> Coordinator:
         """Have the workers hold a plan and compute by it from now on, over new links.
@@ -219,12 +221,11 @@ class Spread:
         Args:
             through: stands between the coordinator and the link for single tokens.
             secrets: that workers have in place of the right ones.
+            ports: that datagrams go to in place of the workers' own.
         """
         count = len(plan.names) - 1
-        while len(self.nodes) < count:
-            self.nodes.append(Node(self.slices, self.streams))
-        for number, node in enumerate(self.nodes[:count], start=1):
-            node.prepare(plan, number)
+        for number in range(1, count + 1):
+            self.node(number).prepare(plan, number)
         before = self.coordinator
         shares = PlanShares(
             plan,
@@ -244,7 +245,8 @@ class Spread:
             channel = grpc.insecure_channel(f"{HOST}:{node.stream_port}", _OPTIONS)
             self._channels.append(channel)
             self.bulk.add_worker(number, channel, self._sessions)
-            udp.add_worker(number, HOST, node.udp.port, self._sessions, secret)
+            port = (ports or {}).get(number, node.udp.port)
+            udp.add_worker(number, HOST, port, self._sessions, secret)
         if self.transport == "grpc":
             udp.close()
             self.link = self.bulk
@@ -337,12 +339,42 @@ def alone(path: Path, prompts: Sequence[Sequence[int]], count: int, context: int
         return greedy(engine.model, engine.model.forward, prompts, count)
 
 
+class Clear(NamedTuple):
+    """A prompt and its continuation on one device, of which no token was chosen narrowly.
+
+    Sums in another order differ in their last bits, which tip the rounding of quantized activations: the
+    demo model's logits, of which the likeliest two differ by several, then differ by up to 0.2.
+    """
+
+    prompt: list[int]
+    tokens: list[int]
+
+
+def clear_continuation(path: Path, prompts: Sequence[str], count: int) -> Clear:
+    """That of the prompt whose closest choice was the clearest."""
+    best, found = 0.0, Clear([], [])
+    with Engine.load(path, EngineOptions(threads=1, context=512)) as engine:
+        for text in prompts:
+            prompt, gaps = engine.tokenizer.encode(text), []
+
+            def forward(batch: Batch, gaps: list[float] = gaps) -> Result:
+                result = engine.model.forward(batch)
+                second, first = np.partition(result.logits[0], -2)[-2:]
+                gaps.append(float(first - second))
+                return result
+
+            tokens = greedy(engine.model, forward, [prompt], count)[0]
+            if min(gaps) > best:
+                best, found = min(gaps), Clear(prompt, tokens)
+    assert best > 0.09, f"the clearest of these continuations has a choice by {best}: take other prompts"
+    return found
+
+
 class Late:
-    """A link whose answers come when told.
+    """A link whose answers come when told, as long as the token is relaxed; exact ones come as they do.
 
     Args:
-        by: (worker, layer) -> 0: as soon as the next boundary; k: so many boundaries later; None: never
-            while the token is relaxed.
+        by: (worker, layer) -> 0: at the next boundary; k: so many boundaries later, or at the last; None: never.
     """
 
     def __init__(self, link: Link, by: Callable[[int, int], int | None]) -> None:
@@ -351,49 +383,37 @@ class Late:
         self._layer = 0
         self._exact = True
         self._here: list[Answer] = []
-        self._asked: set[tuple[int, int]] = set()  # whose answers are not all here
+        self._parts: dict[tuple[int, int], set[int]] = {}  # of answers that are not all here
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._link, name)
 
     def begin_step(self, step: int) -> None:
         self._here.clear()
-        self._asked.clear()
-        self._layer = -1
+        self._parts.clear()
         self._link.begin_step(step)
 
     def send(self, worker: int, step: int, layer: int, n_rows: int, inputs: bytes, **more: Any) -> None:
         self._layer, self._exact = layer, more["exact"]
-        self._asked.add((worker, layer))
-        self._parts: dict[tuple[int, int], set[int]] = {}
+        self._parts[worker, layer] = set()
         self._link.send(worker, step, layer, n_rows, inputs, **more)
 
     def receive(self, timeout: float) -> Answer | None:
-        while True:
-            for number, answer in enumerate(self._here):
-                by = self._by(answer.worker, answer.layer)
-                if self._exact or (by is not None and (timeout > 0 or answer.layer + by <= self._layer)):
-                    return self._here.pop(number)
-            due = [
-                (worker, layer)
-                for worker, layer in self._asked
-                if self._exact
-                or ((by := self._by(worker, layer)) is not None and (timeout > 0 or layer + by <= self._layer))
-            ]
-            if not due and not self._exact:
-                return None
-            answer = self._link.receive(timeout if self._exact else 1.0)
-            if answer is None:
-                return None
+        if self._exact:
+            return self._link.receive(timeout)
+        while any(self._is_due(*of, last=timeout > 0) for of in self._parts):
+            answer = self._link.receive(PATIENCE)
+            assert answer is not None, "a worker did not answer"
             self._here.append(answer)
             of = (answer.worker, answer.layer)
-            parts = self._parts.setdefault(of, set())
-            parts.add(answer.fragment)
-            if len(parts) == answer.n_fragments:
-                self._asked.discard(of)
+            self._parts[of].add(answer.fragment)
+            if len(self._parts[of]) == answer.n_fragments:
+                del self._parts[of]
+        for number, answer in enumerate(self._here):
+            if self._is_due(answer.worker, answer.layer, last=timeout > 0):
+                return self._here.pop(number)
+        return None
 
-    def take_refusals(self) -> list[Refusal]:
-        return self._link.take_refusals()
-
-    def statistics(self, worker: int) -> TrafficCounts:
-        return self._link.statistics(worker)
+    def _is_due(self, worker: int, layer: int, *, last: bool) -> bool:
+        by = self._by(worker, layer)
+        return by is not None and (last or layer + by <= self._layer)

@@ -5,13 +5,23 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from browser import Substitute
+import pytest
+from browser import Browser, Page, Substitute, find_chromium
 
+from edge_runtime.cluster.report import (
+    ClusterReport,
+    LayerReport,
+    MemberReport,
+    NodeShare,
+    PartitionReport,
+)
 from edge_runtime.daemon.auth import Gate, Scope
 from edge_runtime.daemon.config import Config, ModelConfig, ServerConfig
 from edge_runtime.daemon.http_app import build_app
@@ -23,6 +33,18 @@ from edge_runtime.model_store.store import ModelStore
 
 JSON = {"Content-Type": "application/json"}
 EVENTS = {"Content-Type": "text/event-stream"}
+SHOWN = "document.querySelector('#version').textContent.length > 1"  # a dash before
+
+
+@contextmanager
+def launched(folder: Path) -> Iterator[Browser]:
+    """A browser; without one on this machine the test is skipped."""
+    executable = find_chromium()
+    if executable is None:
+        pytest.skip("no Chromium is installed; Debian's package is chromium-headless-shell")
+    started = Browser(executable, folder)
+    yield started
+    started.close()
 
 
 class RunningDaemon:
@@ -109,6 +131,58 @@ def busy_status(**changes: Any) -> Status:
     return replace(status, **changes)
 
 
+def partition(**changes: Any) -> PartitionReport:
+    """A model on two devices of three."""
+    found = PartitionReport(
+        model="demo",
+        plan=3,
+        reason="2 of 3 devices are used: the link to phone (38 ms) costs more than its share saves",
+        mode="relaxed",
+        quality=0.99,
+        calibrated=True,
+        transport="udp",
+        round_trips=2,
+        predicted_seconds=0.0102,
+        measured_seconds=0.0114,
+        alone_seconds=None,
+        nodes=(
+            NodeShare("desk", 90, 0.625, 3, 4_200_000, 3e9),
+            NodeShare("shelf", 54, 0.375, 0, 2_100_000, 2e9, 0.0021, 0.0005, 0.02, 2, 900, 870, 31),
+            NodeShare("phone", 0, 0.0, 0, 0, 1e9, 0.038, 0.004, 0.1),
+        ),
+        layers=tuple(LayerReport(0.0011, 0.0002 * place, 0.002, (15, 9, 0)) for place in range(6)),
+        syncs=(1, 6),
+        on_time=812.5,
+        late=(31.0, 4.5, 0.0),
+        lost=2.0,
+        recomputed=1.0,
+        tokens=150,
+    )
+    return replace(found, **changes)
+
+
+def cluster(*models: PartitionReport, **changes: Any) -> ClusterReport:
+    """Three members, one of which is gone."""
+    members = (
+        MemberReport("desk", "192.0.2.1:8422", "here", "", "0.1.0", "x86_64", 1 << 30, 4),
+        MemberReport(
+            "shelf", "192.0.2.2:8422", "works", "", "0.1.0", "aarch64", 1 << 29, 4, 61.2, None, 0.0021
+        ),
+        MemberReport("phone", "192.0.2.3:8422", "gone", "nothing listens at 192.0.2.3:8422"),
+    )
+    report = ClusterReport("desk", True, "ab" * 32, "192.0.2.1:8422", members, models or (partition(),))
+    return replace(report, **changes)
+
+
+def hostile_cluster(text: str) -> Any:
+    """A cluster in which every text is this one, and most numbers are large."""
+    member = MemberReport(text, text, "expelled", text, text, text, 10**15, 10**6, 1e6, 1e6, 1e6)
+    node = NodeShare(text, 10**6, 0.3, 10**6, 10**15, 1e15, 1e6, 1e6, 1.0, 4, 10**12, 10**12, 10**12)
+    layers = (LayerReport(1e6, 1e6, 1e6, (1, 2, 3)),) * 80
+    model = partition(model=text, reason=text, transport=text, nodes=(node,) * 9, layers=layers, on_time=1e15)
+    return cluster(model, model, name=text, fingerprint=text, address=text, members=(member,) * 9)
+
+
 def told(status: Status) -> Substitute:
     """The daemon says this about itself."""
     return Substitute("/api/status$", 200, json.dumps(status.as_json()), JSON)
@@ -129,3 +203,14 @@ def streamed(path: str, *events: object, end: str = "data: [DONE]\n\n") -> Subst
 def piece(text: str, reason: str | None = None) -> dict[str, Any]:
     """An event of a chat's stream."""
     return {"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": reason}]}
+
+
+@contextmanager
+def opened(page: Page, daemon: RunningDaemon, *substitutes: Substitute) -> Iterator[Page]:
+    """The page with these answers instead of the daemon's; nothing may go wrong on it."""
+    if substitutes:
+        page.substitute(*substitutes)
+    page.open(daemon.url)
+    page.wait(SHOWN)
+    yield page
+    assert page.problems == []

@@ -17,16 +17,19 @@ from edge_runtime.cli.calibrate import command
 from edge_runtime.cluster.calibration import SHARES, calibrate
 from edge_runtime.cluster.calibration_file import Calibration, calibration_path, find_calibration
 from edge_runtime.cluster.calibration_text import Window, windows
+from edge_runtime.cluster.late_costs import Condition, costs
+from edge_runtime.cluster.late_evaluation import LOST, LateEvaluation
 from edge_runtime.engine.architecture import read_hyperparameters
 from edge_runtime.engine.batch import Batch
 from edge_runtime.engine.gguf import GGUFFile
 from edge_runtime.engine.graph import Capture
+from edge_runtime.engine.group_slices import GroupSlices
 from edge_runtime.engine.model import Model
 from edge_runtime.engine.tokenizer import Tokenizer
 from edge_runtime.errors import RequestError
 from models.synthetic import SyntheticModel, write_synthetic_gguf
 
-TEXT = "\f".join(f"the {word} of number {n} is here" for n, word in enumerate(["cat", "dog", "hen"] * 8))
+TEXT = "\f".join(f"THE {word} OF NUMBER {n} IS HERE" for n, word in enumerate(["CAT", "DOG", "HEN"] * 8))
 N_LAYERS, N_GROUPS = 3, 5
 
 
@@ -161,6 +164,8 @@ def test_rungs_go_from_all_boundaries_to_one(found: Calibration) -> None:
     assert min(rungs[-1].increases) > 0
     assert found.divergences.shape == found.increases.shape == (3, len(SHARES))
     worst = np.maximum(np.maximum(found.divergences, found.increases), 0)
+    assert np.any(found.divergences > found.increases)
+    assert np.any(found.divergences < found.increases)
     np.testing.assert_array_equal(worst, [rung.increases for rung in rungs])
 
 
@@ -170,6 +175,44 @@ def test_one_layer_late_costs_what_the_ladder_measures_of_it_alone(found: Calibr
     layer = {(2, 3): 0, (1, 3): 1}[rung.syncs]
     half = SHARES.index(0.5)
     assert found.divergences[1, half] == pytest.approx(found.response.late_cost[layer, 0], rel=1e-3)
+
+
+def test_a_lost_layer_costs_what_its_least_important_half_does(path: Path, found: Calibration) -> None:
+    """Three of five groups, by the engine's own sparse FFN; from the logits, by the formulas."""
+    layer = 1
+    kept = np.argsort(found.importance[layer])[3:].tolist()
+    divergence = increase = loss = 0.0
+    n_tokens = 0
+    with GGUFFile(path) as gguf:
+        hp = read_hyperparameters(gguf)
+        cut = windows(Tokenizer(gguf), TEXT, n_rows=128, n_sequences=16, n_scored=128, max_tokens=4096)
+        with closing(Model(gguf, hp, n_cells=128, n_sequences=16)) as model:
+            model.cut_neuron_groups(32)
+            evaluation = LateEvaluation(model, GroupSlices(gguf, hp, 32))
+            evaluation.split([[[], [g for g in range(N_GROUPS) if g not in kept], []]])
+            lost = np.zeros((1, N_LAYERS, 1), np.int8)
+            lost[:, layer] = LOST
+            same = costs(evaluation, cut, [Condition(lost)])
+            evaluation.close()
+            for window in cut:
+                for sequence in range(16):
+                    model.cells.remove(sequence)
+                batch = window.batch
+                places = (batch.tokens, batch.positions, batch.sequences, batch.logits)
+                both = [model.forward(Batch(*places, groups=groups)).logits for groups in ({}, {layer: kept})]
+                exact, without = (
+                    logits - np.log(np.exp(logits).sum(axis=1, keepdims=True)) for logits in both
+                )
+                divergence += float((np.exp(exact) * (exact - without)).sum())
+                rows = np.arange(len(window.targets))
+                loss -= float(exact[rows, window.targets].sum())
+                increase += float((exact - without)[rows, window.targets].sum())
+                n_tokens += len(rows)
+    assert found.n_tokens == same.n_tokens == n_tokens
+    assert found.perplexity == pytest.approx(np.exp(loss / n_tokens), rel=1e-4)
+    assert found.response.lost_cost[layer] == pytest.approx(divergence / n_tokens, rel=1e-3)
+    assert same.of[0].divergence == pytest.approx(divergence / n_tokens, rel=1e-3)
+    assert same.of[0].increase == pytest.approx(increase / n_tokens, rel=1e-2, abs=1e-5)
 
 
 def test_progress_rises_to_the_end(path: Path) -> None:

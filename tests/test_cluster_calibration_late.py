@@ -150,10 +150,12 @@ def test_a_fragment_holds_part_of_the_vector(evaluation: LateEvaluation, whole: 
 
 
 def test_workers_have_outcomes_of_their_own(evaluation: LateEvaluation, whole: Model) -> None:
-    evaluation.split([[[1]] * N_LAYERS, [[4]] * N_LAYERS])
-    found = outcomes(1, 0, 2)
-    found[:, 1] = 1, LOST
-    wanted = late_logits(whole, 1, {3: contribution(whole, 1, [1])})
+    evaluation.split([[[1]] * N_LAYERS, [[4]] * N_LAYERS], 2)
+    found = outcomes(1, 0, 4)
+    found[:, 1] = 1, 1, LOST, 0
+    on_time = contribution(whole, 1, [4])
+    on_time[:, :32] = 0
+    wanted = late_logits(whole, 1, {2: on_time, 3: contribution(whole, 1, [1])})
     np.testing.assert_allclose(logits(evaluation, found), wanted, **TOLERANCE)
 
 
@@ -207,22 +209,29 @@ def test_outcomes_of_another_shape_are_refused(evaluation: LateEvaluation, shape
 
 
 @pytest.mark.parametrize(
-    "workers",
+    ("workers", "message"),
     [
-        [[[0]] * (N_LAYERS - 1)],
-        [[[0]] * N_LAYERS, [[0]] * N_LAYERS],
-        [[[0, 0]] * N_LAYERS],
-        [[[N_GROUPS]] * N_LAYERS],
-        [[[-1]] * N_LAYERS],
+        ([[[0]] * (N_LAYERS - 1)], "groups of each of 4 layers"),
+        ([[[0]] * N_LAYERS, [[0]] * N_LAYERS], "given away twice"),
+        ([[[0, 0]] * N_LAYERS], "given away twice"),
+        ([[[N_GROUPS]] * N_LAYERS], "has the neuron groups 0 to 5"),
+        ([[[-1]] * N_LAYERS], "has the neuron groups 0 to 5"),
     ],
 )
 def test_groups_that_cannot_be_given_away_are_refused(
-    evaluation: LateEvaluation, workers: list[list[list[int]]]
+    evaluation: LateEvaluation, workers: list[list[list[int]]], message: str
 ) -> None:
-    with pytest.raises(RequestError, match="group"):
+    with pytest.raises(RequestError, match=message):
         evaluation.split(workers)
+
+
+def test_what_cannot_be_run_is_refused(parts: tuple[LateEvaluation, Model]) -> None:
+    evaluation, _ = parts
     with pytest.raises(RequestError, match="fragments"):
         evaluation.split([], 0)
+    fresh = LateEvaluation(evaluation.model, evaluation.slices)
+    with closing(fresh), pytest.raises(RequestError, match="must be split"):
+        fresh.run(Batch(TOKENS, POSITIONS))
 
 
 def test_start_without_streams_is_refused(evaluation: LateEvaluation) -> None:

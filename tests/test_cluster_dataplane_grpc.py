@@ -67,6 +67,10 @@ class Server(cluster_pb2_grpc.ClusterServicer):
         await self._server.start()
         return int(bound)
 
+    def tasks(self) -> str:
+        """All that runs, for a search by name."""
+        return str([task.get_coro() for task in asyncio.all_tasks(self.loop)])
+
     def stop(self) -> None:
         asyncio.run_coroutine_threadsafe(self._server.stop(0), self.loop).result(10)
 
@@ -407,6 +411,20 @@ def test_a_worker_that_takes_nothing_fills_no_memory() -> None:
             assert {refusal.reason for refusal in refused(link)} == {RefusalReason.FAILED}
     finally:
         server.stop()
+
+
+def test_a_stream_that_is_given_up_leaves_nothing_running() -> None:
+    computing = Computing()
+    with streaming(computing) as (link, _, server):
+        computing.gate.clear()
+        for layer in range(12):  # more than are read ahead
+            link.send(1, 1, layer, 1, INPUTS, plan=1)
+        until(lambda: len(computing.calls) == 1)
+        nothing_comes(link, 0.05)
+        link.close()
+        computing.gate.set()
+        until(lambda: "serve_compute" not in server.tasks() and "_read_ahead" not in server.tasks())
+        assert computing.layers == [0]
 
 
 def test_workers_come_and_go() -> None:

@@ -15,7 +15,6 @@ from dataplane_fixture import (
     SESSION,
     WIDTH,
     Computing,
-    Floats,
     Relay,
     collect,
     connected,
@@ -28,10 +27,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_runtime.cluster.datagram import Kind
-from edge_runtime.cluster.exchange import Refusal, RefusalReason, RefusedError
-from edge_runtime.cluster.sealing import HEADER, VERSION, Cipher
+from edge_runtime.cluster.sealing import Cipher
 from edge_runtime.cluster.udp_link import UdpLink
 from edge_runtime.cluster.udp_worker import UdpWorker
+from edge_runtime.engine.activations import ActivationForm
 from edge_runtime.errors import RequestError
 
 INPUTS = random.Random(1).randbytes(2176)
@@ -76,6 +75,23 @@ def test_a_relaxed_answer_is_smaller_and_nearly_the_same() -> None:
     right = sums_of(1, 5, 1, INPUTS)[0]
     assert np.abs(found - right).max() <= np.abs(right).max() / 127
     assert relaxed_bytes < 0.3 * exact_bytes
+
+
+@pytest.mark.parametrize("form", [ActivationForm.F16, ActivationForm.F32], ids=lambda form: form.name)
+def test_the_form_of_relaxed_answers_can_be_chosen(form: ActivationForm) -> None:
+    worker = UdpWorker(HOST, 0, Computing())
+    link = UdpLink(HOST, relaxed_form=form)
+    try:
+        join(link, worker, worker.port)
+        link.begin_step(1)
+        link.send(1, 1, 5, 1, INPUTS, plan=1, exact=False)
+        (found,) = collect(link).values()
+        assert np.allclose(found, sums_of(1, 5, 1, INPUTS)[0], rtol=2**-10, atol=2**-14)
+    finally:
+        link.close()
+        worker.stop()
+    with pytest.raises(RequestError, match="Q8_K"):
+        UdpLink(HOST, relaxed_form=ActivationForm.Q8_K)
 
 
 def test_all_layers_of_several_workers_can_be_under_way_at_once() -> None:
@@ -321,139 +337,6 @@ def test_coordinators_take_turns() -> None:
     assert sessions in ([7, 8] * 3, [8, 7] * 3)
 
 
-# --- refusals and wrong answers -------------------------------------------------------------------
-
-
-def refused(link: UdpLink) -> list[Refusal]:
-    found: list[Refusal] = []
-    until(lambda: link.receive(0.05) is None and bool(found.extend(link.take_refusals()) or found))
-    return found
-
-
-@pytest.mark.parametrize(
-    ("error", "reason"),
-    [
-        (RefusedError(RefusalReason.PLAN), RefusalReason.PLAN),
-        (RefusedError(RefusalReason.INVALID), RefusalReason.INVALID),
-        (RuntimeError("broken"), RefusalReason.FAILED),
-    ],
-    ids=["plan", "invalid", "failed"],
-)
-def test_a_failure_is_told_and_ends_nothing(error: Exception, reason: RefusalReason) -> None:
-    def fail(layer: int, sums: Floats) -> Floats:
-        raise error
-
-    computing = Computing()
-    computing.instead = fail
-    with connected(computing) as (link, worker):
-        link.send(1, 1, 5, 1, INPUTS, plan=1)
-        assert refused(link) == [Refusal(1, 1, 5, reason)]
-        assert worker.statistics(SESSION).refusals == link.statistics(1).refusals == 1
-        computing.instead = None
-        link.repeat(1, 1, 5, -1)  # a refused request may be asked again, and is computed then
-        assert set(collect(link)) == {(1, 5)}
-
-
-@pytest.mark.parametrize(
-    "result",
-    [
-        np.zeros((2, WIDTH), np.float32),
-        np.zeros((1, WIDTH)),
-        np.zeros(WIDTH, np.float32),
-        np.zeros((1, 0), np.float32),
-    ],
-    ids=["rows", "type", "dimensions", "empty"],
-)
-def test_a_wrong_result_of_computing_is_a_failure(result: Floats) -> None:
-    computing = Computing()
-    computing.instead = lambda layer, sums: result
-    with connected(computing) as (link, _):
-        link.send(1, 1, 5, 1, INPUTS, plan=1)
-        assert [refusal.reason for refusal in refused(link)] == [RefusalReason.FAILED]
-
-
-def test_numbers_that_are_none_are_dropped_and_counted() -> None:
-    def spoil(layer: int, sums: Floats) -> Floats:
-        sums[0, ::500] = np.nan
-        return sums
-
-    computing = Computing()
-    computing.instead = spoil
-    with connected(computing) as (link, _):
-        link.send(1, 1, 5, 1, INPUTS, plan=1)
-        until(lambda: link.receive(0.02) is None and link.statistics(1).received == 7)
-        assert link.statistics(1).bad == 5
-
-
-@pytest.mark.parametrize("width", [32, 2016, 4096])
-def test_an_answer_of_another_length_is_dropped_and_counted(width: int) -> None:
-    with connected(Computing(width=width)) as (link, _):
-        link.send(1, 1, 5, 1, INPUTS, plan=1, n_values=WIDTH)
-        until(lambda: nothing_comes(link, 0.02) and link.statistics(1).bad > 0)
-        assert link.statistics(1).bad == link.statistics(1).received
-
-
-def test_a_restarted_worker_says_that_it_knows_no_such_session() -> None:
-    with connected(Computing()) as (link, worker):
-        worker.remove_session(SESSION)
-        link.send(1, 1, 5, 1, INPUTS, plan=1)
-        assert refused(link) == [Refusal(1, 1, -1, RefusalReason.SESSION)]
-        assert link.last_seen(1) == -np.inf  # anyone can say so
-        link.send(1, 1, 6, 1, INPUTS, plan=1)
-        assert nothing_comes(link) and not link.take_refusals()  # and it is heeded once a second
-
-
-def test_an_answer_nobody_asked_for_is_dropped_and_counted() -> None:
-    with connected(Computing()) as (link, _):
-        link.send(1, 1, 5, 1, INPUTS, plan=1)
-        until(lambda: link._socket.wait(1))
-        link._workers[1].asked.clear()
-        until(lambda: nothing_comes(link, 0.02) and link.statistics(1).bad == 7)
-
-
-# --- strangers ------------------------------------------------------------------------------------
-
-
-def test_a_worker_with_another_secret_gets_no_word_in() -> None:
-    computing = Computing()
-    worker = UdpWorker(HOST, 0, computing)
-    link = UdpLink(HOST)
-    try:
-        worker.add_session(SESSION, os.urandom(32), "coordinator")
-        link.add_worker(1, HOST, worker.port, SESSION, os.urandom(32))
-        link.begin_step(1)
-        link.send(1, 1, 0, 1, INPUTS, plan=1)
-        until(lambda: worker.statistics(SESSION).forged == 2)
-        assert nothing_comes(link)
-        assert not computing.calls and worker.statistics(SESSION).sent == 0
-    finally:
-        link.close()
-        worker.stop()
-
-
-def test_what_strangers_send_changes_nothing_for_the_others() -> None:
-    noise = random.Random(2)
-    with (
-        connected(Computing()) as (link, worker),
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger,
-    ):
-        for number in range(300):
-            kind, session = (
-                noise.choice([*Kind, 0, 99]),
-                noise.choice([SESSION, SESSION, noise.getrandbits(32)]),
-            )
-            head = HEADER.pack(VERSION, kind, noise.choice([0, 1, 2, 9]), session, noise.getrandbits(64))
-            content = noise.randbytes(noise.randrange(100))
-            for port in (worker.port, link.port):
-                stranger.sendto(content if number % 2 else head + content, (HOST, port))
-        link.take_refusals()
-        link.send(1, 1, 5, 1, INPUTS, plan=1)
-        assert set(collect(link)) == {(1, 5)}
-        assert worker.statistics(SESSION).forged > 0 and worker.strange > 0
-        assert link.statistics(1).forged > 0 and link.strange > 0
-        assert link.statistics(1).bad == worker.statistics(SESSION).bad == 0
-
-
 # --- the link's own borders -----------------------------------------------------------------------
 
 
@@ -488,6 +371,17 @@ def test_workers_come_and_go() -> None:
 def test_a_request_of_another_step_than_the_current_is_a_mistake() -> None:
     with connected(Computing()) as (link, _), pytest.raises(RequestError, match="begin_step"):
         link.send(1, 2, 0, 1, INPUTS, plan=1)
+
+
+def test_only_what_the_current_step_asked_for_is_repeated() -> None:
+    with connected(Computing()) as (link, _):
+        link.send(1, 1, 5, 1, INPUTS, plan=1)
+        link.begin_step(2)
+        link.repeat(1, 1, 5, -1)
+        link.repeat(1, 2, 5, -1)
+        link.send(1, 2, 6, 1, INPUTS, plan=1)
+        link.repeat(1, 1, 6, -1)
+        assert link.statistics(1).repeats == 0
 
 
 @pytest.mark.parametrize("size", [0, 255, 65_508])

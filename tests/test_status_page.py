@@ -6,15 +6,27 @@ import json
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import Browser, Page, Substitute, find_chromium
-from page_daemon import JSON, RunningDaemon, busy_status, piece, refusal, streamed, told
+from browser import Browser, Page, Substitute
+from page_daemon import (
+    JSON,
+    SHOWN,
+    RunningDaemon,
+    busy_status,
+    cluster,
+    hostile_cluster,
+    launched,
+    opened,
+    piece,
+    refusal,
+    streamed,
+    told,
+)
 
 from edge_runtime import __version__
 from edge_runtime.daemon.auth import Scope
@@ -24,7 +36,6 @@ from models.synthetic import SyntheticModel, write_synthetic_gguf
 PAGE = Path(__file__).resolve().parent.parent / "edge_runtime" / "daemon" / "page" / "index.html"
 HOSTILE = "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>"
 LONG = "a_name_without_any_place_to_break_" * 4
-SHOWN = "document.querySelector('#version').textContent.length > 1"  # a dash before
 ENDED = (
     "document.querySelector('#answer').ariaBusy === 'false' && document.querySelector('#outcome').textContent"
 )
@@ -34,12 +45,8 @@ OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clie
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     """One browser for all tests of this file."""
-    executable = find_chromium()
-    if executable is None:
-        pytest.skip("no Chromium is installed; Debian's package is chromium-headless-shell")
-    started = Browser(executable, tmp_path_factory.mktemp("browser"))
-    yield started
-    started.close()
+    with launched(tmp_path_factory.mktemp("browser")) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -76,17 +83,6 @@ def ask(page: Page, prompt: str, **settings: str) -> str:
     return str(page.wait(ENDED))
 
 
-@contextmanager
-def opened(page: Page, daemon: RunningDaemon, *substitutes: Substitute) -> Iterator[Page]:
-    """The page with these answers instead of the daemon's; nothing may go wrong on it."""
-    if substitutes:
-        page.substitute(*substitutes)
-    page.open(daemon.url)
-    page.wait(SHOWN)
-    yield page
-    assert page.problems == []
-
-
 # --- what it shows ----------------------------------------------------------------------------
 
 
@@ -121,14 +117,14 @@ def test_it_shows_every_part_of_the_status(page: Page, daemon: RunningDaemon) ->
         assert page.text("#chart") == "050100150120 s ago60 s agonow"
         shown = [page.text(f"#{name}") for name in ("memory", "memory-free", "temperature-now", "cpu")]
         assert shown == ["94.3 MB", "2.9 GB", "51.3 °C", "38 %"]
-        assert [page.text(f"#{name}")[:9] for name in ("peers", "adapters", "edits")] == ["None yet."] * 3
+        assert [page.text(f"#{name}")[:9] for name in ("adapters", "edits")] == ["None yet."] * 2
 
 
-def test_peers_adapters_and_edits_are_rows_whatever_they_hold(page: Page, daemon: RunningDaemon) -> None:
-    peers = ({"name": "pi", "memory_bytes": 3_100_000_000}, {"name": "phone", "layers": [0, 7], "lost": None})
-    with opened(page, daemon, told(busy_status(peers=peers, temperature=None))):
-        assert page.text("#peers thead") == "NameMemoryLayersLost"
-        assert page.text("#peers tbody") == "pi3.1 GB\u2013\u2013phone\u2013[0,7]\u2013"
+def test_adapters_and_edits_are_rows_whatever_they_hold(page: Page, daemon: RunningDaemon) -> None:
+    edits = ({"name": "pi", "memory_bytes": 3_100_000_000}, {"name": "phone", "layers": [0, 7], "lost": None})
+    with opened(page, daemon, told(busy_status(edits=edits, temperature=None))):
+        assert page.text("#edits thead") == "NameMemoryLayersLost"
+        assert page.text("#edits tbody") == "pi3.1 GB\u2013\u2013phone\u2013[0,7]\u2013"
         assert page.text("#temperature-now") == "not reported"
 
 
@@ -330,14 +326,15 @@ def test_markup_in_the_status_or_in_an_error_stays_text(page: Page, daemon: Runn
         models=(model, replace(model, name="other")),
         requests=(request,),
         finished={HOSTILE: 1},
-        peers=thing,
+        cluster=hostile_cluster(HOSTILE),
         adapters=thing,
         edits=thing,
     )
     refused = refusal("/v1/chat", 400, HOSTILE, HOSTILE)
     with opened(page, daemon, told(status), refused):
         assert HOSTILE in ask(page, "Hello")
-        for place in ("state", "version", "model", "models", "requests", "peers", "edits", "which"):
+        places = ("state", "version", "model", "models", "requests", "members", "spread", "edits", "which")
+        for place in (*places, "cluster-sum"):
             assert "onerror" in page.text(f"#{place}")
         assert page.evaluate("document.querySelectorAll('img').length") == 0
         assert page.evaluate("document.scripts.length") == 1
@@ -384,7 +381,7 @@ class _Elements(HTMLParser):
 
 def test_the_file_is_small_whole_and_safe() -> None:
     source = PAGE.read_text(encoding="utf-8")
-    assert len(source.encode()) < 40_000
+    assert len(source.encode()) < 42_000
     elements = _Elements()
     elements.feed(source)
     names = [name for name, _ in elements.found]
@@ -421,7 +418,8 @@ def test_it_never_scrolls_sideways(browser: Browser, daemon: RunningDaemon, widt
         models=(model,),
         requests=(request,) * 3,
         finished={LONG: 10**9},
-        peers=({LONG: LONG, "b": LONG, "c": 1, "d": {"e": LONG}},),
+        cluster=hostile_cluster(LONG),
+        edits=({LONG: LONG, "b": LONG, "c": 1, "d": {"e": LONG}},),
     )
     for substitutes in ([], [told(full), streamed("/v1/chat", piece(LONG * 9), piece("", "stop"))]):
         page = browser.page(width=width, height=740)
@@ -445,7 +443,8 @@ def test_on_a_phone_tables_are_stacked(browser: Browser, daemon: RunningDaemon) 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_text_stands_out(browser: Browser, daemon: RunningDaemon, dark: bool) -> None:
     page = browser.page(dark=dark)
-    with opened(page, daemon, told(busy_status()), refusal("/v1/chat", 400, "", "no")):
+    status = busy_status(cluster=cluster())
+    with opened(page, daemon, told(status), refusal("/v1/chat", 400, "", "no")):
         ask(page, "Hello")
         for state in ("ready", "waiting", "lost"):
             page.evaluate(f"document.querySelector('#state').dataset.kind = '{state}'")

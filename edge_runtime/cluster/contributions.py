@@ -23,7 +23,7 @@ class Contributions:
         lost: never came within their token.
         recomputed: computed by the coordinator in a worker's place.
         meter: adds up what they cost; None until the request runs relaxed.
-        fell_back: the bound was reached, and the request goes on exactly.
+        fell_back: the bound was reached, and tokens were computed exactly until there was room again.
     """
 
     quality: float = 1.0
@@ -37,9 +37,9 @@ class Contributions:
     @property
     def exact(self) -> bool:
         """Whether its next token must be computed exactly."""
-        if not self.fell_back and self.meter is not None and self.meter.exceeded:
-            self.fell_back = True
-        return self.fell_back or self.quality >= 1.0
+        exceeded = self.meter is not None and self.meter.exceeded
+        self.fell_back |= exceeded
+        return exceeded or self.quality >= 1.0
 
     def came(self, layer: int, part: float, share: float, by: int) -> None:
         """A part (0 to 1) of a contribution, itself a share of the layer's groups, came `by` layers late."""

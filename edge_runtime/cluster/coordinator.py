@@ -128,7 +128,7 @@ class Coordinator:
             for worker in failed:
                 self.health[worker].fail(time.perf_counter())
         else:
-            self._outstanding.begin(self.step, self._shares, requests, exact=exact)
+            self._outstanding.begin(self.step, self._shares, requests, exact=exact, syncs=sorted(syncs))
             self._layers(x, exact, syncs)
             self.times.end_token(time.perf_counter() - started)
         logits = self._logits(x)
@@ -225,7 +225,9 @@ class Coordinator:
     def _patience(self, requests: Sequence[Contributions]) -> tuple[bool, frozenset[int]]:
         """Whether a token must be exact, and at which boundaries it waits."""
         everywhere = frozenset(range(1, len(self._shares.own) + 1))
-        if not requests or self._response is None or any(request.exact for request in requests):
+        exact = not requests or any(request.exact for request in requests)
+        # A worker's first answers are compared with ones computed here, which takes time.
+        if self._response is None or exact or self._checked(self._asked_workers()):
             return True, everywhere
         quality = max(request.quality for request in requests)
         shares = self._shares

@@ -36,11 +36,13 @@ async def serve_compute(
     Raises:
         RequestError: too many sessions on one stream.
     """
-    ahead: asyncio.Queue[wire.ComputeRequest | None] = asyncio.Queue(_MOST_READ_AHEAD)
+    ahead: asyncio.Queue[wire.ComputeRequest | None] = asyncio.Queue()
+    room = asyncio.Semaphore(_MOST_READ_AHEAD)  # not of the queue itself: its end must always find room
     newest: dict[int, int] = {}
-    reader = asyncio.create_task(_read_ahead(requests, ahead, newest))
+    reader = asyncio.create_task(_read_ahead(requests, ahead, room, newest))
     try:
         while (request := await ahead.get()) is not None:
+            room.release()
             if request.inputs == PING_INPUTS:
                 yield wire.ComputeResponse(step=request.step, layer=request.layer)
             elif request.step >= newest[request.session]:
@@ -54,6 +56,7 @@ async def serve_compute(
 async def _read_ahead(
     requests: AsyncIterator[wire.ComputeRequest],
     ahead: asyncio.Queue[wire.ComputeRequest | None],
+    room: asyncio.Semaphore,
     newest: dict[int, int],
 ) -> None:
     try:
@@ -62,9 +65,10 @@ async def _read_ahead(
                 if request.session not in newest and len(newest) >= _MOST_SESSIONS:
                     raise RequestError(f"{_MOST_SESSIONS} sessions use this stream; open another")
                 newest[request.session] = max(request.step, newest.get(request.session, 0))
-            await ahead.put(request)
+            await room.acquire()
+            ahead.put_nowait(request)
     finally:
-        await ahead.put(None)
+        ahead.put_nowait(None)
 
 
 async def _response(worker: UdpWorker, request: wire.ComputeRequest) -> wire.ComputeResponse:

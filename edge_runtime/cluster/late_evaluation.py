@@ -25,7 +25,7 @@ Outcomes = NDArray[np.int8]
 """int8 (n_rows, n_layers, n_parts), or one row for all: `ON_TIME`, late by so many layers, or `LOST`.
 
 Parts are fragments of workers' contributions: worker 0's fragments, then worker 1's. What would come
-after the last layer is lost.
+after the last layer never does.
 """
 
 Groups = tuple[int, ...]
@@ -46,6 +46,7 @@ class LateEvaluation:
         slices: of the model's file.
 
     Attributes:
+        steps: the model, layer by layer.
         computer: what the shares are computed with; for callers that want shares of their own.
 
     Raises:
@@ -55,7 +56,7 @@ class LateEvaluation:
     def __init__(self, model: Model, slices: GroupSlices) -> None:
         self.model = model
         self.shape = slices.shape
-        self._slices = slices
+        self.slices = slices
         self.steps = LayerSteps(model)
         self.computer = ShareComputer(slices.shape, model.backend)
         self._shares: dict[tuple[int, Groups], Share] = {}
@@ -103,7 +104,7 @@ class LateEvaluation:
     def _hold(self, layer: int, groups: Groups) -> Share:
         share = self._shares.get((layer, groups))
         if share is None:
-            content = {group: self._slices.group(layer, group) for group in groups}
+            content = {group: self.slices.group(layer, group) for group in groups}
             share = self._shares[layer, groups] = self.computer.share(layer, content)
         return share
 
@@ -181,8 +182,8 @@ class LateEvaluation:
         by = outcomes[:, layer, first : first + self.n_fragments]
         if not by.any():
             return None
-        by = np.where(by > self.shape.n_layers - 1 - layer, LOST, by)
-        return by[:, self._fragment].astype(np.int8)
+        spread: Outcomes = by[:, self._fragment]
+        return spread
 
     def _travelled(self, contribution: Floats) -> Floats:
         if self._form is ActivationForm.F32:

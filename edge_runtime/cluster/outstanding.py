@@ -34,6 +34,9 @@ _LARGEST_SQUARE = 1e12
 # A contribution is held against one computed here, which sums in the same order; answers of relaxed requests
 # travel with 8 bits.
 _TOLERANCE = {True: 1e-3, False: 3e-2}
+# A contribution is let go on its deadline only where that costs so little of a token's bound; plans leave
+# a fifth of it for all such events.
+_CHEAP = 0.05
 _BAD_DATAGRAMS = 3  # sealed ones that cannot be right, after which a worker is expelled
 
 
@@ -79,8 +82,17 @@ class Outstanding:
         self.record: Record | None = None
         self._boundary = 0
 
-    def begin(self, step: int, shares: PlanShares, requests: Sequence[Contributions], *, exact: bool) -> None:
-        """A new token of these requests: what is still on its way belongs to the past."""
+    def begin(
+        self,
+        step: int,
+        shares: PlanShares,
+        requests: Sequence[Contributions],
+        *,
+        exact: bool,
+        syncs: Sequence[int],
+    ) -> None:
+        """A new token of these requests, with its sync boundaries: what is on its way belongs to the past."""
+        self._syncs = syncs
         self.step = step
         self._link.begin_step(self.step)
         self._pending.clear()
@@ -239,7 +251,7 @@ class Outstanding:
             if now >= pending.resend:
                 self._ask_again(pending, now)
             due = min(limit, pending.resend)
-            if not self._exact and not (final and not self._may_lose()):
+            if not self._exact and self._may_wait_for_later(pending, final=final):
                 deadline = pending.asked + self._tails.deadline(pending.worker)
                 if now >= deadline:
                     continue
@@ -253,12 +265,23 @@ class Outstanding:
             return min(self._tails.hard_limit(pending.worker), LONGEST_WAIT)
         return LONGEST_WAIT
 
-    def _may_lose(self) -> bool:
-        """Whether every request has room in its bound for a loss."""
-        return all(
-            request.meter is not None and request.meter.mean < 0.5 * request.meter.bound
-            for request in self._requests
-        )
+    def _may_wait_for_later(self, pending: Pending, *, final: bool) -> bool:
+        """Whether it costs every request little if this comes at the next boundary, or never."""
+        share = pending.share * pending.part_missing
+        by = self._boundary - pending.layer - 1
+        later = next((sync for sync in self._syncs if sync > self._boundary), self._boundary)
+        for request in self._requests:
+            meter = request.meter
+            if meter is None:
+                return False
+            price = (
+                meter.price_lost(pending.layer, share)
+                if final
+                else meter.price_late(pending.layer, share, later - pending.layer - 1)
+            )
+            if price - meter.price_late(pending.layer, share, by) > _CHEAP * meter.bound:
+                return False
+        return True
 
     def _overdue(self, pending: Pending) -> None:
         """Compute here what a worker owes: this alone, or everything if it seems to be gone."""

@@ -23,7 +23,14 @@ from edge_runtime.cluster.datagram import (
     read_answer,
     request_bodies,
 )
-from edge_runtime.cluster.exchange import MAX_COPIES, Answer, Refusal, RefusalReason, TrafficCounts
+from edge_runtime.cluster.exchange import (
+    ANSWER_FORMS,
+    MAX_COPIES,
+    Answer,
+    Refusal,
+    RefusalReason,
+    TrafficCounts,
+)
 from edge_runtime.cluster.sealing import (
     HEADER,
     HEADER_BYTES,
@@ -106,7 +113,7 @@ class UdpLink:
 
     Raises:
         ConfigError: the address cannot be bound.
-        RequestError: a size out of range.
+        RequestError: a size out of range, a form that sums do not travel in.
     """
 
     def __init__(
@@ -123,6 +130,8 @@ class UdpLink:
                 f"datagrams of {datagram_bytes} bytes; possible are {LEAST_DATAGRAM_BYTES} to "
                 f"{MOST_DATAGRAM_BYTES}"
             )
+        if relaxed_form not in ANSWER_FORMS:
+            raise RequestError(f"sums in {relaxed_form.name}; possible are F32, F16 and Q8_0")
         self._socket = UdpSocket(host, port)
         self.port = self._socket.port
         self._room = input_room(datagram_bytes)

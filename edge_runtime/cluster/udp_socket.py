@@ -93,11 +93,14 @@ class UdpSocket:
         return tuple(found[0][4])
 
     def send(self, datagrams: list[bytes], address: Address) -> int:
-        """Send datagrams, all of one length but the last, which may be shorter; how many the system took."""
+        """Send datagrams, all of one length but the last, which may be shorter; how many the system took.
+
+        It never waits: what a slow link's queue has no room for is lost, as it would be further on.
+        """
         count = len(datagrams)
         try:
             if count == 1:
-                self._socket.sendto(datagrams[0], address)
+                self._socket.sendto(datagrams[0], socket.MSG_DONTWAIT, address)
                 return 1
             if self._bursts:
                 return self._send_bursts(datagrams, address)
@@ -116,17 +119,17 @@ class UdpSocket:
             self._control_size = size
         most = min(_MOST_SEGMENTS, _BURST_BYTES // size)
         if count <= most:
-            self._socket.sendmsg(datagrams, self._control, 0, address)
+            self._socket.sendmsg(datagrams, self._control, socket.MSG_DONTWAIT, address)
             return count
         for start in range(0, count, most):
-            self._socket.sendmsg(datagrams[start : start + most], self._control, 0, address)
+            self._socket.sendmsg(datagrams[start : start + most], self._control, socket.MSG_DONTWAIT, address)
         return count
 
     def _send_each(self, datagrams: list[bytes], address: Address) -> int:
         sent = 0
         for datagram in datagrams:
             try:
-                self._socket.sendto(datagram, address)
+                self._socket.sendto(datagram, socket.MSG_DONTWAIT, address)
                 sent += 1
             except OSError:
                 self.unsent += 1
@@ -167,7 +170,7 @@ class UdpSocket:
     def wake(self) -> None:
         """Let a waiting `receive` return, with an empty datagram."""
         with contextlib.suppress(OSError):
-            self._socket.sendto(b"", self._own)
+            self._socket.sendto(b"", socket.MSG_DONTWAIT, self._own)
 
     def close(self) -> None:
         """Free the socket."""

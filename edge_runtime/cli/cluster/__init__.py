@@ -15,6 +15,7 @@ from edge_runtime.cli.lazy import LazyGroup
         "plan": ("edge_runtime.cli.cluster.plan", "Show why a model is spread as it is."),
         "bench": ("edge_runtime.cli.cluster.bench", "Measure how long a token takes in each mode."),
         "leave": ("edge_runtime.cli.cluster.leave", "Leave the cluster."),
+        "remove": ("edge_runtime.cli.cluster.remove", "Take a lost device out of the cluster."),
     },
 )
 def command() -> None:

@@ -25,6 +25,8 @@ def member_lines(cluster: Report) -> list[str]:
             colour = STATE_COLOURS.get(member["state"])
             state = click.style(STATES.get(member["state"], "unknown"), fg=colour)
             lines.append(f"  {plain(member['name'])} is {state}: {plain(member['reason'])}")
+    if cluster["is_founder"] and any(member["state"] == "gone" for member in members):
+        lines.append("  `edgert cluster remove NAME` takes out one that will not come back.")
     if len(members) == 1:
         lines += ["", "Nobody else is here yet; `edgert cluster invite` lets another device join."]
     return lines
