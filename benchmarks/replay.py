@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -147,24 +148,36 @@ def mapped(recording: Recording, importance: NDArray[np.floating]) -> Mapped:
     """A recording as it would be on a model with this importance (n_layers, n_groups) of its groups.
 
     Each layer takes the outcomes of the recorded layers at its relative depth, token by token in turn, and
-    as large a share of its groups, the least important ones, as the largest of these. Lateness counts
-    layers and stays what it was; what came within its token still does, at the last boundary if not before.
+    with each of them as large a share of its groups, the least important ones, as was away there. Lateness
+    counts layers and stays what it was; what came within its token still does, at the last boundary if not
+    before. Where shares differ, groups that are away for some tokens only make a worker of their own.
     """
     n_layers, n_groups = importance.shape
-    n_tokens, recorded, n_parts = recording.outcomes.shape
+    n_tokens, recorded, _ = recording.outcomes.shape
     order = np.argsort(importance, axis=1, kind="stable")
-    outcomes = np.zeros((n_tokens, n_layers, n_parts), np.int8)
-    workers: list[list[list[int]]] = [[] for _ in recording.shares]
+    n_fragments = recording.n_fragments
+    # (n_workers + 1, recorded) where each worker's groups end, in the order of importance.
+    ends = np.cumsum(np.vstack([np.zeros(recorded), recording.shares]), axis=0)
+    ends = np.minimum(np.ceil(ends * n_groups - 1e-9).astype(int), n_groups)
+    segments: list[list[tuple[int, int]]] = []  # of each layer
+    for layer in range(n_layers):
+        cuts = np.unique(ends[:, band(layer, n_layers, recorded)])
+        segments.append(list(pairwise(cuts.tolist())))
+    n_segments = max(1, *map(len, segments))
+    outcomes = np.zeros((n_tokens, n_layers, n_segments * n_fragments), np.int8)
+    workers: list[list[list[int]]] = [[[] for _ in range(n_layers)] for _ in range(n_segments)]
     for layer in range(n_layers):
         depths = np.array(band(layer, n_layers, recorded))
-        chosen = recording.outcomes[np.arange(n_tokens), depths[np.arange(n_tokens) % len(depths)]]
-        outcomes[:, layer] = np.minimum(chosen, n_layers - 1 - layer)
-        taken = 0
-        for number, share in enumerate(recording.shares[:, depths].max(axis=1)):
-            count = min(math.ceil(share * n_groups - 1e-9), n_groups - taken)
-            workers[number].append(order[layer, taken : taken + count].tolist())
-            taken += count
-    return Mapped(workers, outcomes, recording.n_fragments)
+        turn = depths[np.arange(n_tokens) % len(depths)]
+        chosen = recording.outcomes[np.arange(n_tokens), turn].reshape(n_tokens, -1, n_fragments)
+        chosen = np.minimum(chosen, n_layers - 1 - layer)
+        for number, (first, last) in enumerate(segments[layer]):
+            workers[number][layer] = order[layer, first:last].tolist()
+            parts = slice(number * n_fragments, (number + 1) * n_fragments)
+            for worker in range(len(recording.shares)):
+                away = (ends[worker, turn] <= first) & (last <= ends[worker + 1, turn])
+                outcomes[away, layer, parts] = chosen[away, worker]
+    return Mapped(workers, outcomes, n_fragments)
 
 
 # --- the demo model ---------------------------------------------------------------------------

@@ -182,7 +182,7 @@ def test_explain_has_every_key_with_its_source(tmp_path: Path) -> None:
     path = written(tmp_path, "[log]\nlevel = 'debug'\n")
     loaded = read_settings(path, {}, {})
     rows = {row.key: row for row in explain(loaded.config, loaded.sources)}
-    assert len(rows) == 8 + 8 + 4 + 3 - 1
+    assert len(rows) == 8 + 8 + 4 + 10 + 3 - 1
     assert rows["log.level"].value == "debug"
     assert rows["log.level"].default == "info"
     assert rows["log.level"].source == str(path)

@@ -109,14 +109,14 @@ class ControlGate(Guard):
             await self._check_standing(check_name(name))
             caller = Caller(name, host)
         _caller.set(caller)
-        async with self._counted(caller.name):
+        async with self._counted(name):
             yield
 
     async def watch(self) -> None:
         """End running calls of members that are revoked meanwhile; runs until it is cancelled."""
         while True:
             await asyncio.sleep(WATCH_SECONDS)
-            names = set(self._running.values())
+            names = {name for name in self._running.values() if not name.startswith(INVITATION)}
             if not names:
                 continue
             try:

@@ -26,9 +26,9 @@ _log = logging.getLogger("edgert.cluster")
 
 # Longest wait for a worker, whatever was measured: what a person notices.
 LONGEST_WAIT = 0.25
-# A worker that gave no sign of life for so long while it was asked is left alone for a while. What it owes
-# is computed here well before that.
-_SILENT_SECONDS = 0.1
+# A worker that gave nothing of use for so long while it was asked is left alone for a while, whatever else it
+# said. What it owes is computed here well before that.
+_USELESS_SECONDS = 0.1
 # A sum of squares beyond this is of no model's activations.
 _LARGEST_SQUARE = 1e12
 # A contribution is held against one computed here, which sums in the same order; answers of relaxed requests
@@ -56,6 +56,7 @@ class Outstanding:
 
     Attributes:
         totals: what became of all contributions since the start.
+        compared: workers of whose contributions to this token one was held against one computed here.
         record: who is told of each; None for nobody.
     """
 
@@ -76,9 +77,11 @@ class Outstanding:
         self._clock = clock
         self._pending: dict[tuple[int, int], Pending] = {}
         self._blocking = False
-        self._silent_since: dict[int, float] = {}
+        self._asked_since: dict[int, float] = {}  # first request that nothing of use came after
+        self._useful: dict[int, float] = {}  # when something did
         self.step = 0
         self.totals = Contributions()
+        self.compared: set[int] = set()
         self.record: Record | None = None
         self._boundary = 0
 
@@ -96,6 +99,7 @@ class Outstanding:
         self.step = step
         self._link.begin_step(self.step)
         self._pending.clear()
+        self.compared.clear()
         self._shares = shares
         self._requests = requests
         self._counted = (*requests, self.totals)
@@ -114,9 +118,9 @@ class Outstanding:
     def ask(self, pending: Pending, content: bytes) -> None:
         """Ask a worker for a contribution; `content` are its inputs as they travel."""
         self._pending[pending.layer, pending.worker] = pending
-        since = self._silent_since.get(pending.worker, -math.inf)
-        if self._link.last_seen(pending.worker) >= since:
-            self._silent_since[pending.worker] = pending.asked
+        useful = self._useful.get(pending.worker, -math.inf)
+        if useful >= self._asked_since.get(pending.worker, -math.inf):
+            self._asked_since[pending.worker] = pending.asked
         plan = self._shares.plan
         self._link.send(
             pending.worker,
@@ -161,6 +165,7 @@ class Outstanding:
             return
         if not pending.fold(answer.first, answer.values, answer.fragment, answer.n_fragments):
             return
+        self._useful[answer.worker] = self._clock()
         part = len(answer.values) / pending.target.size
         by = self._boundary - answer.layer - 1
         for request in self._counted:
@@ -206,6 +211,7 @@ class Outstanding:
         difference = float(np.abs(pending.apart - own).max(initial=0))
         if difference <= _TOLERANCE[self._exact] * max(float(np.abs(own).max(initial=0)), 1e-6):
             pending.settle()
+            self.compared.add(pending.worker)
             return
         pending.complete_with(own)
         self._expel(
@@ -289,9 +295,9 @@ class Outstanding:
         if self._link.statistics(worker).bad >= _BAD_DATAGRAMS:
             self._expel(worker, "sealed answers that cannot be right: not finite, or of a wrong shape")
             return
-        since = self._silent_since.get(worker, -math.inf)
-        silent = self._link.last_seen(worker) < since and self._clock() - since > _SILENT_SECONDS
-        if silent and not self._health[worker].expelled:
+        since = self._asked_since.get(worker, -math.inf)
+        useless = self._useful.get(worker, -math.inf) < since and self._clock() - since > _USELESS_SECONDS
+        if useless and not self._health[worker].expelled:
             self.fail(worker)
         else:
             self._recompute(pending)
@@ -301,6 +307,7 @@ class Outstanding:
     def fail(self, worker: int) -> None:
         """Do without a worker for a while; what it owes is computed here."""
         self._health[worker].fail(self._clock())
+        self._asked_since.pop(worker, None)
         if self._measured is not None:
             self._measured[worker - 1].failed()
         _log.warning("worker %d does not answer; its groups are computed here", worker)

@@ -1,0 +1,210 @@
+"""Time per token of two devices: on a clean network, and on one that delays and loses."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from benchmarks.cluster_lab import ClusterLab, Device
+from benchmarks.netlab import Host, LinkModel, Netlab
+from benchmarks.replay import Recording
+from benchmarks.report import Report
+from edge_runtime.engine.batch import Batch
+from edge_runtime.engine.engine import Engine, EngineOptions
+
+PROMPT = [5, 6, 7, 8]
+DELAY = LinkModel(delay=0.002, jitter=0.0005, seed=1)
+LOSSES = (0.0, 0.01, 0.02, 0.05, 0.1)
+LIMIT = 0.6  # of the weights that each host may hold
+
+# What distributed-llama takes in this network, milliseconds a token.
+PEER_MILLISECONDS = {0.0: 150.0, 0.01: 223.0, 0.02: 245.0, 0.05: 389.0}
+
+_VARIANTS: dict[str, dict[str, Any]] = {
+    "exact over datagrams": {"mode": "exact", "transport": "udp"},
+    "exact over gRPC": {"mode": "exact", "transport": "grpc"},
+    "relaxed": {"mode": "relaxed", "transport": "udp", "quality": 0.99},
+}
+
+
+def percentiles(seconds: Sequence[float]) -> dict[str, float]:
+    """p50, p95, p99 in milliseconds, and how many."""
+    found = np.percentile(np.array(seconds) * 1e3, [50, 95, 99]).round(2).tolist()
+    return dict(zip(("p50", "p95", "p99"), found, strict=True)) | {"tokens": len(seconds)}
+
+
+def fresh(folder: Path, name: str) -> Path:
+    """A folder for one lab's devices; shards that others fetched are taken along."""
+    made = folder / name
+    made.mkdir()
+    for before in folder.glob("*/?/shards"):
+        target = made / before.parent.name / "shards"
+        if not target.exists():
+            target.parent.mkdir(mode=0o700)
+            shutil.copytree(before, target)
+    return made
+
+
+def clean(report: Report, path: Path, folder: Path, *, tokens: int, rounds: int) -> None:
+    """Two hosts and a network that promises nothing, beside one host; both processes' turns alternate."""
+    size = path.stat().st_size
+    with ClusterLab(fresh(folder, "clean"), [{"lend_bytes": 0}, {"lend_bytes": size}]) as lab:
+        coordinator = lab.coordinator
+        coordinator.do("load_alone", path=str(path))
+        found: dict[str, Any] = {}
+        for name in ("exact over datagrams", "relaxed"):
+            plan = coordinator.do("load", path=str(path), **_VARIANTS[name])
+            times: dict[str, list[float]] = {"alone": [], "two": []}
+            coordinator.do("generate", prompt=PROMPT, tokens=4)
+            for _ in range(rounds):
+                for side, values in (("alone", {"alone": True}), ("two", {})):
+                    answer = coordinator.do("generate", prompt=PROMPT, tokens=tokens, **values)
+                    times[side] += answer["times"]
+            after = coordinator.do("report")["report"]
+            found[name] = {side: percentiles(of) for side, of in times.items()} | summary(plan, after)
+            ratio = median(times["alone"]) / median(times["two"])
+            found[name]["ratio"] = round(ratio, 3)
+        report.details["clean network"] = found | {"switch": lab.lab.switch_report()["switch"]}
+    best = max(of["ratio"] for of in found.values())
+    report.at_least("clean network, two hosts, tokens/s beside one host", best, 1.6)
+    report.details["two cores of this machine"] = _two_threads(path)
+
+
+def _two_threads(path: Path) -> dict[str, float]:
+    """What the machine itself allows: one process with one thread and with two, and no network."""
+    engines = {n: Engine.load(path, EngineOptions(threads=n, context=256)) for n in (1, 2)}
+    times: dict[int, list[float]] = {1: [], 2: []}
+    try:
+        for _ in range(4):
+            for n, engine in engines.items():
+                for position in range(24):
+                    started = time.perf_counter()
+                    engine.model.forward(Batch([7], [position]))
+                    times[n].append(time.perf_counter() - started)
+                engine.model.cells.remove(0)
+    finally:
+        for engine in engines.values():
+            engine.close()
+    found = {f"{n} threads, ms a token": round(median(of) * 1e3, 2) for n, of in times.items()}
+    return found | {"ratio": round(median(times[1]) / median(times[2]), 3)}
+
+
+def summary(plan: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """What a plan was and what came of it, in short."""
+    layers = after["layers"]
+    return {
+        "reason": after["reason"],
+        "round trips a token": after["round_trips"],
+        "syncs": after["syncs"],
+        "shares": [round(node["share"], 3) for node in after["nodes"]],
+        "groups of each layer": [node_counts(groups) for groups in plan["groups"]],
+        "copies": [node["copies"] for node in after["nodes"][1:]],
+        "predicted ms": round(after["predicted_seconds"] * 1e3, 2),
+        "milliseconds a token": {
+            kind: round(sum(layer[f"{kind}_seconds"] for layer in layers) * 1e3, 2)
+            for kind in ("compute", "wait", "transfer")
+        },
+        "resends": sum(node["repeats"] for node in after["nodes"]),
+        "on time": after["on_time"],
+        "late": after["late"],
+        "lost": after["lost"],
+        "recomputed": after["recomputed"],
+    }
+
+
+def node_counts(groups: list[list[int]]) -> list[int]:
+    """Groups of one layer on each node."""
+    return [len(of) for of in groups]
+
+
+def lossy(report: Report, path: Path, folder: Path, *, tokens: int, rounds: int) -> None:
+    """Each host may hold 60 % of the weights; 2 ms each way, 0.5 ms jitter, growing loss."""
+    size = int(path.stat().st_size * LIMIT)
+    home = fresh(folder, "lossy")
+    found: dict[str, dict[str, Any]] = {}
+    times: dict[tuple[str, float], list[float]] = {}
+    with ClusterLab(home, [{"lend_bytes": 0}, {"lend_bytes": size}], link=DELAY) as lab:
+        coordinator = lab.coordinator
+        for name, variant in _VARIANTS.items():
+            coordinator.do("load", path=str(path), memory_bytes=size, **variant)
+            for loss in LOSSES:
+                lab.lab.set_all_links(LinkModel(delay=0.002, jitter=0.0005, loss=loss, seed=1))
+                plan = coordinator.do("replan")
+                coordinator.do("generate", prompt=PROMPT, tokens=4)  # its first answers are all verified
+                recorded: list[Any] = []
+                taken: list[float] = []
+                for _ in range(rounds):
+                    answer = coordinator.do(
+                        "generate", prompt=PROMPT, tokens=tokens, record=name == "relaxed"
+                    )
+                    taken += answer["times"]
+                    recorded += answer.get("recorded", [])
+                after = coordinator.do("report")["report"]
+                times[name, loss] = taken
+                label = f"{name}, {loss:.0%} loss"
+                found[label] = percentiles(taken) | summary(plan, after)
+                print(f"     {label}: {found[label]['p50']} ms, {after['round_trips']} waits", flush=True)
+                if name == "relaxed":
+                    recording_of(recorded, plan["groups"]).save(folder / f"outcomes-{loss:g}.npz")
+        report.details["lossy network"] = found | {"switch": lab.lab.switch_report()}
+    middle = {key: median(of) * 1e3 for key, of in times.items()}
+    report.at_most("relaxed at 5 % loss, ms a token", middle["relaxed", 0.05], 114)
+    report.at_most(
+        "relaxed at 5 % loss, x its own at none", middle["relaxed", 0.05] / middle["relaxed", 0.0], 1.1
+    )
+    exact = "exact over datagrams"
+    report.at_most(
+        "exact over datagrams at 5 % loss, x its own at none", middle[exact, 0.05] / middle[exact, 0.0], 1.5
+    )
+    report.details["beside distributed-llama (ms a token, its p50 / ours relaxed)"] = {
+        f"{loss:.0%}": [peer, round(middle["relaxed", loss], 1)] for loss, peer in PEER_MILLISECONDS.items()
+    }
+
+
+def recording_of(recorded: list[list[list[int]]], groups: list[list[list[int]]]) -> Recording:
+    """What `cluster_node` recorded, as `replay` takes it."""
+    n_layers, n_workers = len(groups), len(groups[0]) - 1
+    n_fragments = max((n for token in recorded for _, _, _, n, _ in token), default=1) or 1
+    outcomes = np.zeros((len(recorded), n_layers, n_workers * n_fragments), np.int8)
+    for number, token in enumerate(recorded):
+        for layer, worker, fragment, n, by in token:
+            if layer >= n_layers:
+                continue
+            first = (worker - 1) * n_fragments
+            # The rest of a contribution that was computed here; or an answer cut into fewer pieces.
+            whole = fragment < 0 or n != n_fragments
+            parts = (
+                slice(first, first + n_fragments) if whole else slice(first + fragment, first + fragment + 1)
+            )
+            outcomes[number, layer, parts] = min(by, 127)
+    n_groups = sum(map(len, groups[0]))
+    shares = np.array([[len(nodes[w]) / n_groups for nodes in groups] for w in range(1, n_workers + 1)])
+    return Recording(outcomes, shares)
+
+
+def too_slow_a_network(report: Report, path: Path, folder: Path) -> None:
+    """Without a memory limit one host is faster on this network: the plan must say so and use one."""
+    size = path.stat().st_size
+    with ClusterLab(fresh(folder, "slow"), [{"lend_bytes": 0}, {"lend_bytes": size}], link=DELAY) as lab:
+        plan = lab.coordinator.do("load", path=str(path), mode="exact")["report"]
+        report.details["plan without a memory limit"] = plan["reason"]
+        used = sum(node["groups"] > 0 for node in plan["nodes"])
+        report.is_true("without a memory limit one host is used in this network", used == 1)
+
+
+def with_peer(
+    link: LinkModel | None, measure: Callable[[Netlab], list[float]], cores: Sequence[int] = (0, 1)
+) -> list[float]:
+    """Times of another program in hosts like ours."""
+    hosts = [Host(name, core=core) for name, core in zip("ab", cores, strict=True)]
+    with Netlab(hosts, link=link) as lab:
+        return measure(lab)
+
+
+__all__ = ["Device", "clean", "lossy", "too_slow_a_network", "with_peer"]
