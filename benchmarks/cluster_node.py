@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, replace
@@ -63,6 +64,7 @@ class NodeProcess:
         self._engine: Engine | None = None
         self._model: PartitionedModel | None = None
         self._alone: Engine | None = None
+        self._turn = threading.Lock()  # of who uses the engine: a token, or a change of plan
 
     async def found(self, command: dict[str, Any]) -> dict[str, Any]:
         """Become the founder; gives one invitation for each other device."""
@@ -91,8 +93,12 @@ class NodeProcess:
         options = EngineOptions(threads=1, context=command.get("context", 512), ffn=False, head=False)
         self._engine = await asyncio.to_thread(Engine.load, command["path"], options)
 
+        def in_turn(function: Callable[[], Value]) -> Value:
+            with self._turn:
+                return function()
+
         async def between_tokens(function: Callable[[], Value]) -> Value:
-            return function()
+            return await asyncio.to_thread(in_turn, function)
 
         self._model = PartitionedModel("model", self._engine, self._node, between_tokens)
         started = time.perf_counter()
@@ -157,7 +163,8 @@ class NodeProcess:
         started = time.perf_counter()
         while decoding.finish_reason is None:
             begun = time.perf_counter()
-            pieces = engine.advance([decoding])
+            with self._turn:
+                pieces = engine.advance([decoding])
             times.append(time.perf_counter() - begun)
             tokens += [token for _, piece in pieces for token in piece.tokens]
             if recorder is not None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.cluster_lab import ClusterLab, Device
 from benchmarks.netlab import Host, LinkModel, Netlab
@@ -111,10 +113,6 @@ def summary(plan: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
             for kind in ("compute", "wait", "transfer")
         },
         "resends": sum(node["repeats"] for node in after["nodes"]),
-        "on time": after["on_time"],
-        "late": after["late"],
-        "lost": after["lost"],
-        "recomputed": after["recomputed"],
     }
 
 
@@ -124,36 +122,26 @@ def node_counts(groups: list[list[int]]) -> list[int]:
 
 
 def lossy(report: Report, path: Path, folder: Path, *, tokens: int, rounds: int) -> None:
-    """Each host may hold 60 % of the weights; 2 ms each way, 0.5 ms jitter, growing loss."""
+    """Each host may hold 60 % of the weights; 2 ms each way, 0.5 ms jitter, growing loss, in turn."""
     size = int(path.stat().st_size * LIMIT)
     home = fresh(folder, "lossy")
-    found: dict[str, dict[str, Any]] = {}
-    times: dict[tuple[str, float], list[float]] = {}
+    runs: dict[tuple[str, float], _Runs] = {}
     with ClusterLab(home, [{"lend_bytes": 0}, {"lend_bytes": size}], link=DELAY) as lab:
-        coordinator = lab.coordinator
         for name, variant in _VARIANTS.items():
-            coordinator.do("load", path=str(path), memory_bytes=size, **variant)
+            lab.lab.set_all_links(DELAY)
+            lab.coordinator.do("load", path=str(path), memory_bytes=size, **variant)
+            for turn in range(rounds):
+                for loss in LOSSES:
+                    lab.lab.set_all_links(replace(DELAY, loss=loss, seed=1 + turn))
+                    runs.setdefault((name, loss), _Runs()).add(lab.coordinator, tokens, name == "relaxed")
             for loss in LOSSES:
-                lab.lab.set_all_links(LinkModel(delay=0.002, jitter=0.0005, loss=loss, seed=1))
-                plan = coordinator.do("replan")
-                coordinator.do("generate", prompt=PROMPT, tokens=4)  # its first answers are all verified
-                recorded: list[Any] = []
-                taken: list[float] = []
-                for _ in range(rounds):
-                    answer = coordinator.do(
-                        "generate", prompt=PROMPT, tokens=tokens, record=name == "relaxed"
-                    )
-                    taken += answer["times"]
-                    recorded += answer.get("recorded", [])
-                after = coordinator.do("report")["report"]
-                times[name, loss] = taken
-                label = f"{name}, {loss:.0%} loss"
-                found[label] = percentiles(taken) | summary(plan, after)
-                print(f"     {label}: {found[label]['p50']} ms, {after['round_trips']} waits", flush=True)
+                run = runs[name, loss]
+                print(f"     {name}, {loss:.0%} loss: {percentiles(run.times)}", flush=True)
                 if name == "relaxed":
-                    recording_of(recorded, plan["groups"]).save(folder / f"outcomes-{loss:g}.npz")
+                    run.recording().save(folder / f"outcomes-{loss:g}.npz")
+        found = {f"{name}, {loss:.0%} loss": run.summary() for (name, loss), run in runs.items()}
         report.details["lossy network"] = found | {"switch": lab.lab.switch_report()}
-    middle = {key: median(of) * 1e3 for key, of in times.items()}
+    middle = {key: median(run.times) * 1e3 for key, run in runs.items()}
     report.at_most("relaxed at 5 % loss, ms a token", middle["relaxed", 0.05], 114)
     report.at_most(
         "relaxed at 5 % loss, x its own at none", middle["relaxed", 0.05] / middle["relaxed", 0.0], 1.1
@@ -167,10 +155,50 @@ def lossy(report: Report, path: Path, folder: Path, *, tokens: int, rounds: int)
     }
 
 
+class _Runs:
+    """One variant at one loss, over all turns."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+        self._recorded: dict[str, list[Any]] = {}  # by plan
+        self._groups: dict[str, list[list[list[int]]]] = {}
+        self._last: dict[str, Any] = {}
+        self._counts = dict.fromkeys(("on_time", "lost", "recomputed"), 0.0)
+        self._late: NDArray[np.float64] = np.zeros(8)
+        self._fell_back = 0
+
+    def add(self, coordinator: Device, tokens: int, record: bool) -> None:
+        """Plan for the network as it is now, and decode."""
+        plan = coordinator.do("replan")
+        coordinator.do("generate", prompt=PROMPT, tokens=4)  # its first answers are all verified
+        answer = coordinator.do("generate", prompt=PROMPT, tokens=tokens, record=record)
+        self.times += answer["times"]
+        key = repr(plan["groups"])
+        self._groups[key] = plan["groups"]
+        self._recorded.setdefault(key, []).extend(answer.get("recorded", []))
+        counts = answer["contributions"]
+        for name in self._counts:
+            self._counts[name] += counts[name]
+        self._late += counts["late"]
+        self._fell_back += counts["fell_back"]
+        self._last = summary(plan, coordinator.do("report")["report"])
+
+    def summary(self) -> dict[str, Any]:
+        """Times over all turns, the last plan, and all outcomes."""
+        counted = {name: round(count, 1) for name, count in self._counts.items()}
+        counted |= {"late": self._late.round(1).tolist(), "turns that fell back": self._fell_back}
+        return percentiles(self.times) | self._last | counted
+
+    def recording(self) -> Recording:
+        """What happened under the plan that was in force the longest."""
+        key = max(self._recorded, key=lambda plan: len(self._recorded[plan]))
+        return recording_of(self._recorded[key], self._groups[key])
+
+
 def recording_of(recorded: list[list[list[int]]], groups: list[list[list[int]]]) -> Recording:
     """What `cluster_node` recorded, as `replay` takes it."""
     n_layers, n_workers = len(groups), len(groups[0]) - 1
-    n_fragments = max((n for token in recorded for _, _, _, n, _ in token), default=1) or 1
+    n_fragments = max((n for token in recorded for at, _, _, n, _ in token if at < n_layers), default=1) or 1
     outcomes = np.zeros((len(recorded), n_layers, n_workers * n_fragments), np.int8)
     for number, token in enumerate(recorded):
         for layer, worker, fragment, n, by in token:

@@ -157,7 +157,7 @@ class Netlab:
 
     def namespace_path(self, host: str) -> str:
         """Where other tools find a host, as in ``nsenter --net=PATH``; good while the lab is open."""
-        return f"/proc/{os.getpid()}/fd/{self._namespaces[self._known(host)]}"
+        return f"/proc/{os.getpid()}/fd/{self._namespace(host)}"
 
     def run(
         self,
@@ -174,10 +174,10 @@ class Netlab:
             env: its whole environment, None this process's own.
             options: what `subprocess.Popen` takes besides (stdout, text, cwd, ...).
         """
-        namespace = self._namespaces[self._known(host)]
+        namespace = self._namespace(host)
         core = self._hosts[host].core
         enter = str(Path(__file__).with_name("netlab_enter.py"))
-        words = [sys.executable, "-ISE", enter, str(os.getpid()), str(namespace)]
+        words = [sys.executable, "-IS", enter, str(os.getpid()), str(namespace)]
         words.append("-" if core is None else str(core))
         process: subprocess.Popen[Any] = subprocess.Popen(
             words + [str(word) for word in command], pass_fds=[namespace], env=env, **options
@@ -234,18 +234,18 @@ class Netlab:
     def kill(self, host: str) -> None:
         """The death of a host: its links fall silent, so that nobody hears of it, then SIGKILL for all."""
         self.cut(host)
-        linux.kill_all(self._namespaces[host])
+        linux.kill_all(self._namespace(host))
         for process in self._processes[host]:
             process.kill()  # one that was about to enter the host
             process.wait()
 
     def freeze(self, host: str) -> None:
         """SIGSTOP for every process in a host; its links and its kernel go on."""
-        linux.signal_all(self._namespaces[self._known(host)], signal.SIGSTOP)
+        linux.signal_all(self._namespace(host), signal.SIGSTOP)
 
     def thaw(self, host: str) -> None:
         """SIGCONT for every process in a host."""
-        linux.signal_all(self._namespaces[self._known(host)], signal.SIGCONT)
+        linux.signal_all(self._namespace(host), signal.SIGCONT)
 
     def switch_report(self, *, anew: bool = False) -> dict[str, Any]:
         """What the switch did so far.
@@ -277,6 +277,11 @@ class Netlab:
         if host not in self._hosts:
             raise ValueError(f"no host {host!r}; hosts: {', '.join(self._hosts)}")
         return host
+
+    def _namespace(self, host: str) -> int:
+        if self._known(host) not in self._namespaces:
+            raise NetlabError("the lab is closed")
+        return self._namespaces[host]
 
     def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
         with self._lock:

@@ -1,8 +1,9 @@
 """The user-space switch: one process per host, which reads what that host sends and writes it to the others.
 
-It competes with the hosts for the cores, so the loop below allocates nothing it need not, and a packet on a
-link without delay goes from read to write. One process per host and not one for all: it measured 11 against
-17 microseconds a packet, because two directions do not queue behind each other.
+It competes with the hosts for the cores, so a packet on a link without delay goes straight from read to
+write, and there are no objects for packets. One process per host and not one for all measured 11 against 13
+microseconds a packet, and 127 against 200 for eight packets and their eight answers: two directions do not
+queue behind each other.
 """
 
 from __future__ import annotations

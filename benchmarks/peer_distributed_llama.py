@@ -172,7 +172,8 @@ def measure(
         worker: None is the root alone.
         tokens: how many times are returned; a few tokens before them are not counted.
         model: made by `make_model`; None is the default one in the cache folder.
-        when_warm: called once, when the first of the counted times begins.
+        when_warm: called once, when the first of the counted times begins. The weights have gone over the
+            network by then; a link that is set only here makes that quick.
 
     Raises:
         RuntimeError: the program failed, or no token came for two minutes.
@@ -186,7 +187,7 @@ def measure(
         processes.append(
             lab.run(worker, words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=program.parent)
         )
-        time.sleep(0.5)  # it says nowhere that it listens
+        _wait_until_it_listens(processes[0])
     words = [program, "inference", *threads, "--model", path, "--tokenizer", tokenizer]
     words += ["--buffer-float-type", "q80", "--max-seq-len", "512", "--seed", "1", "--temperature", "0"]
     words += ["--prompt", "abcd", "--steps", str(tokens + _WARM_UP + 6)]
@@ -201,6 +202,19 @@ def measure(
         for process in processes:
             process.kill()
             process.wait()
+
+
+def _wait_until_it_listens(process: subprocess.Popen[bytes]) -> None:
+    # It says so nowhere, but the kernel does: its table of sockets has the port and the state LISTEN (0A).
+    sockets = Path(f"/proc/{process.pid}/net/tcp")
+    deadline = time.monotonic() + 10.0
+    while process.poll() is None and time.monotonic() < deadline:
+        words = [line.split() for line in sockets.read_text().splitlines()]
+        if any(line[1].endswith(f":{_PORT:04X}") and line[3] == "0A" for line in words):
+            return
+        time.sleep(0.02)
+    process.kill()
+    raise RuntimeError(f"the worker of distributed-llama does not listen; status {process.wait()}")
 
 
 def _token_times(

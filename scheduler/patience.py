@@ -183,18 +183,15 @@ class Response:
     def resampled(self, n_layers: int) -> Response:
         """The same response for a model of another depth, by relative depth.
 
-        A stand-in for models whose own perplexity means nothing (random weights). A layer costs what the
-        layer at its relative depth costs, scaled so that all layers late by the same number cost the same
+        A stand-in for models whose own perplexity means nothing (random weights). A layer costs what the part
+        of the depth that it covers costs, so that all layers late by the same number cost the same
         altogether; sync sets are chosen anew by `ladder`, and their increases are read off `increase`.
         """
         if n_layers == self.n_layers:
             return self
-        scale = self.n_layers / n_layers
-        at = np.clip((np.arange(n_layers) + 0.5) * scale - 0.5, 0, self.n_layers - 1)
-        depth = np.arange(self.n_layers)
         filled = _filled(self.late_cost, self.lost_cost)
-        late = np.stack([np.interp(at, depth, column) for column in filled.T], axis=1) * scale
-        lost = np.interp(at, depth, self.lost_cost) * scale
+        late = np.stack([_stretched(column, n_layers) for column in filled.T], axis=1)
+        lost = _stretched(self.lost_cost, n_layers)
         shares = tuple(sorted({share for rung in self.rungs for share in rung.shares})) or (0.5, 1.0)
         model = Response(n_layers, late, lost, ())
         rungs = []
@@ -218,6 +215,14 @@ def allowance(quality: float) -> float:
 def _rising(rung: Rung) -> tuple[float, ...]:
     """Increases that never fall with the share, nor below zero."""
     return tuple(np.maximum.accumulate(np.maximum(rung.increases, 0.0)).tolist())
+
+
+def _stretched(costs: Floats, n_layers: int) -> Floats:
+    """Costs of layers as those of `n_layers` layers that cover the same depth; the sum stays."""
+    sums = np.concatenate([[0.0], np.cumsum(costs)])
+    edges = np.linspace(0, len(costs), n_layers + 1)
+    stretched: Floats = np.diff(np.interp(edges, np.arange(len(sums)), sums))
+    return stretched
 
 
 def _filled(late_cost: Floats, lost_cost: Floats) -> Floats:

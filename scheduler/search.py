@@ -205,9 +205,9 @@ class Search:
         return min(found, default=np.inf) + time.head(head)
 
     def _all_local(self, head: Sequence[int]) -> list[Draft]:
-        """The draft with a head spread so and all groups on the coordinator, where they fit."""
+        """The draft of a head spread so and all groups on the coordinator, where they fit."""
         time, model = self._time, self._time.model
-        if self._room(head)[0] < model.n_layers * model.n_groups:
+        if head[0] == model.n_head_slices or self._room(head)[0] < model.n_layers * model.n_groups:
             return []
         counts = np.zeros((model.n_layers, len(head)), dtype=np.int64)
         counts[:, 0] = model.n_groups

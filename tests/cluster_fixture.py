@@ -67,10 +67,7 @@ def plan_of(
     for _ in range(shape.n_layers):
         order = random.permutation(shape.n_groups)
         layers.append(
-            tuple(
-                tuple(sorted(order[a:b].tolist()))
-                for a, b in zip(bounds[:-1], bounds[1:], strict=True)
-            )
+            tuple(tuple(sorted(order[a:b].tolist())) for a, b in zip(bounds[:-1], bounds[1:], strict=True))
         )
     counts = list(head) or [shape.n_head_slices, *[0] * (len(parts) - 1)]
     assert sum(counts) == shape.n_head_slices
@@ -124,7 +121,9 @@ class Node:
         def ready() -> Iterator[ReadyShard]:
             for layer, numbers in self.held.missing(wanted).items():
                 for n in numbers:
-                    cut = self._slices.head_slice(n) if layer == plan.n_layers else self._slices.group(layer, n)
+                    cut = (
+                        self._slices.head_slice(n) if layer == plan.n_layers else self._slices.group(layer, n)
+                    )
                     yield ReadyShard(layer, n, cut)
 
         self.held.load(plan.number, wanted, ready())
@@ -183,11 +182,13 @@ class Streams:
 class Spread:
     """The coordinator and its workers. Made by `spread`."""
 
-    def __init__(self, path: Path, *, context: int, sequences: int, transport: str) -> None:
+    def __init__(
+        self, path: Path, *, context: int, sequences: int, transport: str, group_size: int | None
+    ) -> None:
         options = EngineOptions(threads=1, context=context, sequences=sequences, ffn=False, head=False)
         self.engine = Engine.load(path, options)
         self.model = self.engine.model
-        self.slices = GroupSlices(self.engine.gguf, self.engine.hyperparameters)
+        self.slices = GroupSlices(self.engine.gguf, self.engine.hyperparameters, group_size)
         self.shape = self.slices.shape
         self.computer = ShareComputer(self.shape, self.model.backend)
         self.streams = Streams()
@@ -296,10 +297,15 @@ class Spread:
 
 @contextmanager
 def spread(
-    path: Path, *, context: int = 512, sequences: int = 1, transport: str = "udp"
+    path: Path,
+    *,
+    context: int = 512,
+    sequences: int = 1,
+    transport: str = "udp",
+    group_size: int | None = None,
 ) -> Iterator[Spread]:
     """A model, ready to be spread by `use`."""
-    made = Spread(path, context=context, sequences=sequences, transport=transport)
+    made = Spread(path, context=context, sequences=sequences, transport=transport, group_size=group_size)
     try:
         yield made
     finally:

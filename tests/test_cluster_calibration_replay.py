@@ -61,6 +61,15 @@ def test_a_recording_of_the_same_depth_is_taken_as_it_is() -> None:
     assert found.workers == [[[3, 2], [0], []], [[1], [1, 2], [1, 0, 3, 2]]]
 
 
+def test_the_largest_share_in_a_band_is_given_away_and_local_layers_are_on_time() -> None:
+    made = imagined((4,), 4, share=0.5, loss=0.0, n_tokens=4, n_fragments=1, local=[0])
+    found = mapped(made, np.arange(8).reshape(2, 4))
+    assert found.workers == [[[0, 1], [0, 1]]]
+    # Recorded layers 0 (local) and 1 (2 late) in turn; then 2 (1 late) and 3 (on time), at the end anyway.
+    assert found.outcomes[:, 0, 0].tolist() == [0, 1, 0, 1]
+    assert found.outcomes[:, 1, 0].tolist() == [0, 0, 0, 0]
+
+
 def test_lost_stays_lost_and_late_comes_at_the_last_boundary_at_the_latest() -> None:
     outcomes = np.zeros((1, 8, 1), np.int8)
     outcomes[0, :, 0] = 7, LOST, 5, LOST, 3, LOST, 1, LOST

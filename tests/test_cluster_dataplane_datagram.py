@@ -160,6 +160,17 @@ def test_a_request_with_a_wrong_field_is_dropped(changes: dict[int, int]) -> Non
         wire.read_request(changed(body, changes))
 
 
+def test_inputs_that_would_take_too_much_memory_are_dropped() -> None:
+    for total, allowed in ((wire.MAX_INPUT_BYTES, True), (wire.MAX_INPUT_BYTES + 16, False)):
+        n_fragments, size = wire.cut(total, wire.INPUT_UNIT, 2000)
+        body = wire.BODY.pack(1, 2, 3, total, 0, n_fragments, 0, 1, 16, 0) + bytes(size)
+        if allowed:
+            assert wire.read_request(body)
+        else:
+            with pytest.raises(wire.BadDatagramError):
+                wire.read_request(body)
+
+
 def test_a_mask_of_any_length_but_its_own_is_dropped() -> None:
     room = 1312
     for length in (1, wire.MOST_MASK_BYTES, wire.MOST_MASK_BYTES + 1):

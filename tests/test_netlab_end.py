@@ -113,4 +113,6 @@ def test_labs_exist_beside_each_other() -> None:
         one, other = (str(Path(lab.namespace_path("a")).readlink()) for lab in (first, second))
         assert one != other
         first.close()
+        with pytest.raises(NetlabError, match="closed"):
+            first.run("a", ["true"])
         assert second.run("a", ["true"]).wait() == 0

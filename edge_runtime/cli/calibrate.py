@@ -40,7 +40,7 @@ _HALF = 0.5
 @click.option(
     "--tokens",
     type=click.IntRange(1),
-    default=4096,
+    default=2048,
     show_default=True,
     metavar="N",
     help="Use so many tokens of the text at most.",
@@ -61,7 +61,8 @@ def command(
     """Measure what a model loses when other devices answer late or not at all.
 
     What is found is kept beside the model. A cluster's `relaxed` mode needs it, and `exact` places the parts
-    that matter most by it. It takes as long as reading the text some tens to hundreds of times.
+    that matter most by it. It takes as long as reading the text once for every fifth of a layer: 110 times
+    for a model of 22 layers.
     """
     from edge_runtime.cluster.calibration import calibrate
     from edge_runtime.cluster.calibration_file import save_calibration

@@ -35,7 +35,7 @@ from scheduler.sync_ladder import ladder, lateness
 Floats = NDArray[np.float32]
 
 SHARES = (0.25, 0.5, 0.75, 1.0)  # remote shares that sync sets are measured with
-DEFAULT_TOKENS = 4096
+DEFAULT_TOKENS = 2048
 MAX_TOKENS = 1 << 20
 
 _MAX_ROWS = 512
@@ -44,8 +44,8 @@ _MAX_STREAM_VALUES = 1 << 25  # of the residual streams of a window, before all 
 _MAX_LOGITS = 1 << 23  # of a window: 32 MiB, and some times as much while they are compared
 _LOSS = 0.05  # of contributions, where the fills are compared
 _MEAN_GAIN = 0.1  # less of the cost makes the mean worth its memory; on the demo model it is 4 %, noise
-_RUNG_STEPS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96, 128)  # sync counts that are measured
-_LATE_STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)  # lateness that is measured, others interpolated
+_RUNG_STEPS = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # sync counts that are measured
+_LATE_STEPS = (1, 2, 3, 4, 8, 16, 32, 64)  # lateness that is measured; between them it is interpolated
 
 
 def calibrate(

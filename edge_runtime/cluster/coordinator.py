@@ -36,7 +36,8 @@ Floats = NDArray[np.float32]
 
 # More rows than this make a batch a part of a prompt, which travels over streams or stays here.
 MAX_DATAGRAM_ROWS = 8
-# Every so many tokens one contribution of each worker is computed here too and compared.
+# Every so many tokens one contribution of each worker, to the layers and the head in turn, is computed here
+# too and compared.
 _CHECK_EVERY = 16
 
 
@@ -48,7 +49,7 @@ class Coordinator:
         shares: of the plan.
         link: to the plan's workers, numbered as in the plan.
         tails: of the exchanges with them.
-        prefill: computes prompts; None computes them like single tokens.
+        prefill: computes prompts; None has them computed here alone.
         response: the model's calibration; None runs everything exactly.
         quality: that the plan was made for.
         fills: what stands for contributions until they come; None for nothing.
@@ -90,6 +91,11 @@ class Coordinator:
         self.health = list(
             health or (WorkerHealth() for _ in range(n_nodes))
         )  # by node; that of 0 is not used
+        self._working = set(shares.head_workers).union(*shares.workers)
+        self._asked: set[int] = set()  # the workers that take part in this token
+        self._checked: set[int] = set()  # those of them that just came or came back: all they say is compared
+        for one in self.health:
+            one.verified = False  # of other groups than the plan before had
         self.times = StepTimes(computer.shape.n_layers)
         self._outstanding = Outstanding(link, tails, self.health, self.times, measured)
 
@@ -117,36 +123,45 @@ class Coordinator:
         """
         if batch.layers or batch.groups or batch.fill or batch.add or batch.capture or batch.tokens is None:
             return self._model.forward(batch)  # measurements; from the mapped file
-        exact, syncs = self._patience(requests)
         self._look_after_workers()
+        self._asked = self._asked_workers()
+        self._checked = {worker for worker in self._asked & self._working if not self.health[worker].verified}
+        exact, syncs = self._patience(requests)
         started = time.perf_counter()
         x = self._steps.begin(batch)
         self.step += 1  # one count for both links: they are of the same sessions
         n_rows = len(x)
         if n_rows > MAX_DATAGRAM_ROWS and self._prefill is not None:
-            failed = self._prefill.run(self.step, self._steps, self._shares, x, self._asked_workers())
-            for worker in failed:
-                self.health[worker].fail(time.perf_counter())
+            self._compute_prompt(x)
         else:
             self._outstanding.begin(self.step, self._shares, requests, exact=exact, syncs=sorted(syncs))
             self._layers(x, exact, syncs)
             self.times.end_token(time.perf_counter() - started)
         logits = self._logits(x)
+        for worker in self._checked & self._outstanding.compared & self._asked_workers():
+            self.health[worker].verified = True
         for request in requests:
             request.end_token()
         return Result(logits, {})
 
+    def _compute_prompt(self, x: Floats) -> None:
+        assert self._prefill is not None
+        outcome = self._prefill.run(self.step, self._steps, self._shares, x, self._asked, self._checked)
+        for worker in outcome.failed:
+            self._outstanding.fail(worker)
+        for worker, reason in outcome.wrong.items():
+            self._outstanding.expel(worker, reason)
+
     def _layers(self, x: Floats, exact: bool, syncs: frozenset[int]) -> None:
         shares, outstanding, clock = self._shares, self._outstanding, time.perf_counter
         n_layers = len(shares.own)
-        asked = self._asked_workers()
-        checked = self._checked(asked)
+        asked = self._asked if len(x) <= MAX_DATAGRAM_ROWS else set()
         for layer in range(n_layers):
             started = clock()
             residual, ffn_input = self._steps.attention(layer, x)
             np.copyto(x, residual)
             workers = shares.workers[layer]
-            self._ask(layer, [w for w in workers if w in asked], x, ffn_input, exact, checked)
+            self._ask(layer, [w for w in workers if w in asked], x, ffn_input, exact)
             shares.compute_own(layer, ffn_input, x)
             for worker in workers:
                 if worker not in asked:
@@ -156,30 +171,29 @@ class Coordinator:
             outstanding.collect(layer + 1)
             if layer + 1 in syncs:
                 outstanding.wait(layer + 1, final=layer + 1 == n_layers)
-                asked &= self._asked_workers()
+                asked = asked & self._asked_workers()
             self.times.layer(layer, computed - started, clock() - computed)
         outstanding.give_up()
-        for worker in checked & asked:
-            self.health[worker].verified = True
 
     def _logits(self, x: Floats) -> Floats:
         """Logits (n_wanted, n_vocab), of which workers compute what the plan gives them."""
         shares, outstanding = self._shares, self._outstanding
         inputs = self._steps.head_input(x)
         logits = np.empty((len(inputs), shares.shape.n_vocab), np.float32)
-        asked = self._asked_workers() if len(inputs) <= MAX_DATAGRAM_ROWS else set()
+        asked = self._asked & self._asked_workers() if len(inputs) <= MAX_DATAGRAM_ROWS else set()
         parts: dict[int, Floats] = {}
         if shares.head_workers and len(inputs):
             outstanding.begin_head(self.step, shares)
-            content, now = encode(self._head_form, inputs), time.perf_counter()
+            head, content, now = shares.shape.n_layers, encode(self._head_form, inputs), time.perf_counter()
             for worker in shares.head_workers:
                 if worker not in asked:
                     continue
                 target = np.zeros(len(inputs) * len(shares.head_rows(worker)), np.float32)
-                resend = now + self._tails.resend_after(worker)
                 parts[worker] = target.reshape(len(inputs), -1)
+                resend = now + self._tails.resend_after(worker)
+                compare = worker in self._checked or self._is_spot(head)
                 outstanding.ask(
-                    Pending(shares.shape.n_layers, worker, target, inputs, now, resend, 0.0), content
+                    Pending(head, worker, target, inputs, now, resend, 0.0, checked=compare), content
                 )
         logits[:, shares.head_rows(0)] = shares.own_logits(inputs)
         for worker in shares.head_workers:
@@ -191,14 +205,11 @@ class Coordinator:
             logits[:, shares.head_rows(worker)] = part
         return logits
 
-    def _ask(
-        self, layer: int, workers: list[int], x: Floats, inputs: Floats, exact: bool, checked: set[int]
-    ) -> None:
+    def _ask(self, layer: int, workers: list[int], x: Floats, inputs: Floats, exact: bool) -> None:
         if not workers:
             return
         content, kept, target = encode(self._forms[layer], inputs), inputs.copy(), x.reshape(-1)
-        spot = self.step % (_CHECK_EVERY * len(self._shares.own)) == layer * _CHECK_EVERY
-        now = time.perf_counter()
+        spot, now = self._is_spot(layer), time.perf_counter()
         for worker in workers:
             fill = None
             if self._fills is not None and not exact:
@@ -212,13 +223,13 @@ class Coordinator:
                 now + self._tails.resend_after(worker),
                 self._shares.share_of(layer, worker),
                 fill,
-                checked=worker in checked or spot,
+                checked=worker in self._checked or spot,
             )
             self._outstanding.ask(pending, content)
 
-    def _checked(self, asked: set[int]) -> set[int]:
-        """Workers whose contributions to this token are all compared: those that just came or came back."""
-        return {worker for worker in asked if not self.health[worker].verified}
+    def _is_spot(self, layer: int) -> bool:
+        """Whether this token's contributions to a layer (to the head, by its number) are all compared."""
+        return self.step % (_CHECK_EVERY * (len(self._shares.own) + 1)) == layer * _CHECK_EVERY
 
     # --- patience -----------------------------------------------------------------------------
 
@@ -227,7 +238,7 @@ class Coordinator:
         everywhere = frozenset(range(1, len(self._shares.own) + 1))
         exact = not requests or any(request.exact for request in requests)
         # A worker's first answers are compared with ones computed here, which takes time.
-        if self._response is None or exact or self._checked(self._asked_workers()):
+        if self._response is None or exact or self._checked:
             return True, everywhere
         quality = max(request.quality for request in requests)
         shares = self._shares

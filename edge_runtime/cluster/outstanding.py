@@ -109,6 +109,7 @@ class Outstanding:
         """The head of the same token: always waited for, and counted for nobody."""
         if step != self.step:  # a prompt's, whose layers went over streams
             self._link.begin_step(step)
+            self.compared.clear()
         self.step, self._shares = step, shares
         self._requests = self._counted = ()
         self._exact = True
@@ -161,7 +162,7 @@ class Outstanding:
         if pending is None or answer.step != self.step:
             return
         if not float(answer.values @ answer.values) < _LARGEST_SQUARE:
-            self._expel(answer.worker, f"values of no model's for layer {answer.layer}")
+            self.expel(answer.worker, f"values of no model's for layer {answer.layer}")
             return
         if not pending.fold(answer.first, answer.values, answer.fragment, answer.n_fragments):
             return
@@ -214,7 +215,7 @@ class Outstanding:
             self.compared.add(pending.worker)
             return
         pending.complete_with(own)
-        self._expel(
+        self.expel(
             pending.worker,
             f"its contribution of layer {pending.layer} differs by {difference:.3g} from the right one",
         )
@@ -293,7 +294,7 @@ class Outstanding:
         """Compute here what a worker owes: this alone, or everything if it seems to be gone."""
         worker = pending.worker
         if self._link.statistics(worker).bad >= _BAD_DATAGRAMS:
-            self._expel(worker, "sealed answers that cannot be right: not finite, or of a wrong shape")
+            self.expel(worker, "sealed answers that cannot be right: not finite, or of a wrong shape")
             return
         since = self._asked_since.get(worker, -math.inf)
         useless = self._useful.get(worker, -math.inf) < since and self._clock() - since > _USELESS_SECONDS
@@ -313,7 +314,8 @@ class Outstanding:
         _log.warning("worker %d does not answer; its groups are computed here", worker)
         self._recompute_all(worker)
 
-    def _expel(self, worker: int, reason: str) -> None:
+    def expel(self, worker: int, reason: str) -> None:
+        """Never ask a worker again; what it owes is computed here."""
         self._health[worker].expel(reason)
         _log.error("worker %d is not asked any more: %s", worker, reason)
         self._recompute_all(worker)

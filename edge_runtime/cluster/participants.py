@@ -7,7 +7,7 @@ import contextlib
 import logging
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import grpc
 
@@ -156,10 +156,14 @@ async def gather(node: ClusterNode, peers: Sequence[Peer], model: str, shape: Pa
         for member in members:
             profile = profiles[member.node]
             member.link = profile and _with_bandwidth(profile, member.stream_round_trip)
-        silent = [member.name for member in members if member.link is None]
+        silent = [member for member in members if member.link is None]
+        names = ", ".join(member.name for member in silent)
         if not silent or transport == "udp":
-            return Participants([m for m in members if m.link is not None], "udp", link, bulk)
-        _log.warning("no datagrams get through to %s: streams are used", ", ".join(silent))
+            for member in silent:  # with nothing to do, as the links know the others by their numbers
+                member.device = replace(member.device, memory_bytes=0)
+                _log.warning("no datagrams get through to %s: it takes no part", member.name)
+            return Participants(members, "udp", link, bulk)
+        _log.warning("no datagrams get through to %s: streams are used", names)
         link.close()
     for member in members:
         member.link = member.stream_round_trip

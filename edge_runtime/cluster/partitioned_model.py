@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, TypeVar
@@ -45,6 +46,11 @@ _OWN_SHARE_SECONDS = 12e-6  # of starting to compute a share; measured
 # Looks at the plan while it is in force; several must agree before it is changed (scheduler.drift).
 _CONSIDER_SECONDS = 10.0
 _LEAST_SECONDS_BETWEEN_PLANS = 60.0
+# Change of a token's predicted time that makes it worth looking for another plan.
+_NOTEWORTHY = 0.15
+# A thread that computes Python, a plan for example, would keep the engine's thread waiting for 5 ms after
+# each of a token's hundred calls of native code.
+_SWITCH_SECONDS = 2e-4
 _SPARE_MEMORY = 0.85  # part of the free memory that weights may take where no limit is set
 
 
@@ -73,6 +79,7 @@ class PartitionedModel:
         self._changing = asyncio.Lock()
         self._number = 0
         self._participants: Participants | None = None
+        self._expected = 1.0  # seconds of a token, when the plan was made
         self._drift = Drift(_LEAST_SECONDS_BETWEEN_PLANS)
         self._planning: asyncio.Task[None] | None = None
         self.coordinator: Coordinator | None = None
@@ -85,6 +92,7 @@ class PartitionedModel:
             EdgeRuntimeError: it cannot be spread.
         """
         engine = self._engine
+        sys.setswitchinterval(min(sys.getswitchinterval(), _SWITCH_SECONDS))
         self.calibration = await asyncio.to_thread(find_calibration, engine.gguf)
         size = self.calibration.group_size if self.calibration is not None else None
         self._slices = GroupSlices(engine.gguf, engine.hyperparameters, size)
@@ -122,6 +130,7 @@ class PartitionedModel:
         shares = await asyncio.to_thread(self._shares, plan)
         await self._install(shares, participants)
         self._drift.changed(time.monotonic())
+        self._expected = self._planner.seconds(plan, self.own_profile(), participants.profiles())
         _log.info("plan %d: %s", plan.number, plan.reason)
 
     async def _prepared_plan(self, participants: Participants) -> Plan:
@@ -153,6 +162,8 @@ class PartitionedModel:
         """Change the plan when devices or links have become others than it was made for."""
         while True:
             await asyncio.sleep(_CONSIDER_SECONDS)
+            if self._missed():
+                self._node.look_again()
             try:
                 async with self._changing:
                     await self._consider()
@@ -165,8 +176,11 @@ class PartitionedModel:
             return
         plan = coordinator.plan_shares.plan
         own, profiles = self.own_profile(), participants.profiles()
-        best = await asyncio.to_thread(self._planner.plan, self._number, own, profiles)
         now = self._planner.seconds(plan, own, profiles)
+        # Looking for a better plan takes this device's time; where nothing has changed there is none.
+        if abs(now / self._expected - 1) < _NOTEWORTHY:
+            return
+        best = await asyncio.to_thread(self._planner.plan, self._number, own, profiles)
         if self._drift.consider(now, best.seconds_per_token, time.monotonic()):
             await self._carry_out(participants)
 
@@ -272,13 +286,30 @@ class PartitionedModel:
 
     @property
     def is_outdated(self) -> bool:
-        """Whether others could take part than those who do."""
+        """Whether others could take part than those who do, or one is there that does not answer any more.
+
+        The latter was started again and lost its session, or datagrams get through no more.
+        """
         lending = {
             peer.member.name
             for peer in self._node.peers
             if peer.description is not None and peer.description.memory_bytes
         }
-        return self._participants is not None and lending != self._participants.names
+        participants = self._participants
+        return participants is not None and (
+            lending != participants.names or not lending.isdisjoint(self._missed())
+        )
+
+    def _missed(self) -> set[str]:
+        """Members that did not answer, and were to come back by now."""
+        coordinator, participants, now = self.coordinator, self._participants, time.perf_counter()
+        if coordinator is None or participants is None:
+            return set()
+        return {
+            member.name
+            for member in participants.members
+            if coordinator.health[member.node].is_missed(now, participants.link.last_seen(member.node))
+        }
 
     def report(self) -> PartitionReport:
         """The model at this moment."""

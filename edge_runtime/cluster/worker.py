@@ -32,6 +32,9 @@ from edge_runtime.v1 import cluster_pb2_grpc
 _log = logging.getLogger("edgert.cluster")
 
 _MAX_SESSIONS = 64
+# Of one coordinator with one model, which needs two while it changes members; the oldest of more are left
+# from when it ended without a word.
+_MAX_ALIKE = 8
 _MAX_MODELS = 8
 _PROGRESS_SECONDS = 0.1
 
@@ -142,7 +145,9 @@ class Worker:
         idle = [key for key in idle if not self._models[key].loading.locked()]
         if not idle:
             return False
-        self._models.pop(min(idle, key=lambda key: self._models[key].used)).held.close()
+        unused = min(idle, key=lambda key: self._models[key].used)
+        self._udp.post(self._models[unused].held.close)  # by the thread that may be computing with it
+        del self._models[unused]
         return True
 
     async def _make_room(self, worked: _Worked, plan: int, wanted: Wanted, needed: int) -> None:
@@ -232,6 +237,9 @@ class Worker:
         Raises:
             RequestError: the session's number is taken.
         """
+        alike = [n for n, key in self._of_session.items() if key == (caller.name, request.model)]
+        for forgotten in alike[: 1 - _MAX_ALIKE]:
+            self._end_session(forgotten)
         if request.session in self._of_session or len(self._of_session) >= _MAX_SESSIONS:
             raise RequestError(
                 f"session {request.session} is taken, or all {_MAX_SESSIONS} are: choose another"
@@ -246,9 +254,12 @@ class Worker:
         """End a session of this caller; without effect where there is none."""
         key = self._of_session.get(request.session)
         if key is not None and key[0] == caller.name:
-            self._udp.remove_session(request.session)
-            del self._of_session[request.session]
+            self._end_session(request.session)
         return wire.CloseSessionResponse()
+
+    def _end_session(self, session: int) -> None:
+        self._udp.remove_session(session)
+        del self._of_session[session]
 
     def compute(
         self, caller: Caller, requests: AsyncIterator[wire.ComputeRequest]

@@ -47,6 +47,10 @@ class WorkerHealth:
             self.paused_until = -math.inf
         return not self.is_paused
 
+    def is_missed(self, now: float, seen: float) -> bool:
+        """Whether it was to come back by now, and gave no sign of life."""
+        return self.is_paused and now >= self.paused_until and seen <= self.failed_at
+
     def fail(self, now: float) -> None:
         """It did not answer in time."""
         if now - self.failed_at > _FORGIVEN_SECONDS:
