@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from scheduler.profiles import LinkProfile, ModelProfile
 
-# An exchange that misses a fragment waits for a resend, which doubles its time: rarer than this it is
-# cheaper to ask again than to send more.
-INCOMPLETE_LIMIT = 0.02
+# An exchange that misses a fragment waits for a resend, which doubles its time, and makes a relaxed layer
+# later than planned: rarer than this it is cheaper to ask again than to send more.
+INCOMPLETE_LIMIT = 0.005
 MOST_COPIES = 3
 
 
@@ -19,7 +19,7 @@ def incomplete(loss: float, n_fragments: int, copies: int) -> float:
 
 
 def copies_for(loss: float, n_fragments: int) -> int:
-    """Copies of each datagram, 1 to 3, that keep an exchange's `incomplete` below 2 % where that many can.
+    """Copies of each datagram, 1 to 3, that keep an exchange's `incomplete` below 0.5 % where that many can.
 
     Args:
         loss: share of datagrams lost, one way.

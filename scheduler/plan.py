@@ -133,6 +133,8 @@ def make_plan(
     time = TimeModel(model, coordinator, workers)
     alone = _alone(time)
     best = Search(time, mode, response, quality).best() if workers else None
+    if best is not None and best.head[0] == model.n_head_slices and not best.counts[:, 1:].any():
+        best = None  # the best use of the workers is none
     if best is None and alone is None:
         raise SchedulingError(_no_room(time))
     chosen = min((draft for draft in (alone, best) if draft), key=lambda draft: draft.seconds)

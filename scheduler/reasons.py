@@ -34,12 +34,14 @@ def reason_for(time: TimeModel, chosen: Draft, alone: Draft | None, best: Draft 
     used = (chosen.counts[:, 1:].any(axis=0)) | (np.array(chosen.head[1:]) > 0)
     count = 1 + int(used.sum())
     if count == 1:
-        if best is None:
-            return f"1 of {total} devices is used: no worker has room for a part of the model"
-        several = _milliseconds(best.seconds)
+        if all(worker.device.memory_bytes < time.model.group_bytes for worker in time.workers):
+            return f"1 of {total} devices is used: no other has room for a single neuron group"
+        several = (
+            f"with others it would take {_milliseconds(best.seconds)}" if best else "none would save time"
+        )
         return (
             f"1 of {total} devices is used: {time.coordinator.name} alone takes "
-            f"{_milliseconds(chosen.seconds)} a token, with others it would take {several}"
+            f"{_milliseconds(chosen.seconds)} a token, {several}"
         )
     left_out = np.flatnonzero(~used)
     if len(left_out):

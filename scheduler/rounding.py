@@ -86,10 +86,11 @@ def _diffused(wanted: Floats, room: Counts, n_groups: int) -> Counts | None:
         row = np.clip(np.floor(due + 1e-9).astype(np.int64), 0, np.maximum(room - given, 0))
         while (difference := n_groups - int(row.sum())) != 0:
             step = 1 if difference > 0 else -1
-            open_ = (used & (row + given < room)) if step > 0 else row > 0
-            if not open_.any():
+            (open_,) = np.nonzero((used & (row + given < room)) if step > 0 else row > 0)
+            if not len(open_):
                 return None
-            row[int(np.argmax(np.where(open_, step * (due - row), -np.inf)))] += step
+            first = np.argsort(-step * (due - row)[open_], kind="stable")
+            row[open_[first[: abs(difference)]]] += step
         rows[number] = row
         given += row
     return rows

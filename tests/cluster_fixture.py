@@ -1,4 +1,4 @@
-"""A model spread over nodes on loopback: a real engine, workers with real shares, real sockets and streams."""
+"""A model spread over nodes on loopback: a real engine, real shares, real sockets and streams."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,13 +67,11 @@ def plan_of(
     layers = []
     for _ in range(shape.n_layers):
         order = random.permutation(shape.n_groups)
-        layers.append(
-            tuple(tuple(sorted(order[a:b].tolist())) for a, b in zip(bounds[:-1], bounds[1:], strict=True))
-        )
+        layers.append(tuple(tuple(sorted(order[a:b].tolist())) for a, b in pairwise(bounds)))
     counts = list(head) or [shape.n_head_slices, *[0] * (len(parts) - 1)]
     assert sum(counts) == shape.n_head_slices
     ends = np.cumsum([0, *counts])
-    slices = tuple(tuple(range(a, b)) for a, b in zip(ends[:-1], ends[1:], strict=True))
+    slices = tuple(tuple(range(a, b)) for a, b in pairwise(ends))
     remote = tuple(tuple(sorted(g for held in nodes[1:] for g in held)) for nodes in layers)
     return Plan(
         number=number,
@@ -380,7 +379,8 @@ class Late:
     """A link whose answers come when told, as long as the token is relaxed; exact ones come as they do.
 
     Args:
-        by: (worker, layer) -> 0: at the next boundary; k: so many boundaries later, or at the last; None: never.
+        by: (worker, layer) -> 0: at the next boundary; k: so many boundaries later, or at the last; None:
+            never.
     """
 
     def __init__(self, link: Link, by: Callable[[int, int], int | None]) -> None:

@@ -114,6 +114,11 @@ def test_a_perfect_network_changes_nothing() -> None:
     assert 1.5 < found["exact"] < 2
 
 
+def test_eight_bits_on_the_way_are_held_against_the_exact_model() -> None:
+    found = replay(imagined(range(1, 7), 6, share=1.0, loss=0.0, n_tokens=8), ActivationForm.Q8_0, 1000)
+    assert 1e-7 < found["as recorded"]["divergence"] < 1e-3
+
+
 def test_folding_in_what_is_late_is_better_than_not() -> None:
     found = replay(imagined((1, 3, 6), 6, share=0.75, loss=0.01), max_tokens=1500)
     late, dropped = found["folded in, zero"]["divergence"], found["not folded in, zero"]["divergence"]

@@ -1,4 +1,4 @@
-"""A model spread over nodes gives what one device gives: tokens, logits, batches, prompts, changes of plan."""
+"""A model spread over nodes gives what one device gives, whatever is computed and however plans change."""
 
 from __future__ import annotations
 

@@ -17,16 +17,19 @@ from scheduler.patience import HEAD_ROOM, Meter, Response, Rung, allowance, ladd
 
 NAN = float("nan")
 # Measured on a small trained model: single layers late by 1..5, and sync sets as a whole.
-LATE = np.array(
-    [
-        [4.56, 8.1, 12.7, 22.4, 49.4],
-        [0.20, 0.33, 0.46, 0.73, NAN],
-        [0.11, 0.23, 0.40, NAN, NAN],
-        [0.20, 0.46, NAN, NAN, NAN],
-        [1.45, NAN, NAN, NAN, NAN],
-        [NAN] * 5,
-    ]
-) * 1e-3
+LATE = (
+    np.array(
+        [
+            [4.56, 8.1, 12.7, 22.4, 49.4],
+            [0.20, 0.33, 0.46, 0.73, NAN],
+            [0.11, 0.23, 0.40, NAN, NAN],
+            [0.20, 0.46, NAN, NAN, NAN],
+            [1.45, NAN, NAN, NAN, NAN],
+            [NAN] * 5,
+        ]
+    )
+    * 1e-3
+)
 LOST = np.array([61, 0.99, 0.58, 0.94, 2.37, 261]) * 1e-3
 SHARES = (0.25, 0.5, 0.75, 1.0)
 RUNGS = (
@@ -209,7 +212,7 @@ def test_late_events_of_one_contribution_add_up_by_share() -> None:
 # --- copies -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("loss", "copies"), [(0.0, 1), (0.002, 1), (0.01, 2), (0.02, 2), (0.05, 3), (0.1, 3)])
+@pytest.mark.parametrize(("loss", "copies"), [(0.0, 1), (0.01, 2), (0.02, 2), (0.05, 3), (0.1, 3)])
 def test_copies_keep_exchanges_complete(loss: float, copies: int) -> None:
     assert copies_for(loss, 9) == copies
     assert incomplete(loss, 9, copies) <= 0.02

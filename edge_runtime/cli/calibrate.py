@@ -61,8 +61,7 @@ def command(
     """Measure what a model loses when other devices answer late or not at all.
 
     What is found is kept beside the model. A cluster's `relaxed` mode needs it, and `exact` places the parts
-    that matter most by it. It takes as long as reading the text once for every fifth of a layer: 110 times
-    for a model of 22 layers.
+    that matter most by it. The text is read some 45 times for a model of 6 layers, 130 times for one of 22.
     """
     from edge_runtime.cluster.calibration import calibrate
     from edge_runtime.cluster.calibration_file import save_calibration

@@ -102,6 +102,7 @@ class ControlServer:
         authority: on the founder; without it nobody can join here.
         ask_founder: brings the table up to date, for callers that are not in it yet.
         changed: called (on the event loop) after somebody joined or left.
+        heard: called (on the event loop) with the name of a member that described itself.
         stall_seconds: a stream's client that takes nothing for so long is given up.
 
     Attributes:
@@ -120,6 +121,7 @@ class ControlServer:
         authority: ClusterAuthority | None = None,
         ask_founder: Callable[[], Awaitable[object]] | None = None,
         changed: Callable[[], None] | None = None,
+        heard: Callable[[str], None] | None = None,
         stall_seconds: float = STALL_SECONDS,
     ) -> None:
         self.port = 0
@@ -130,7 +132,14 @@ class ControlServer:
             interceptors=(self._gate,), options=_options(), maximum_concurrent_rpcs=MAX_CALLS
         )
         servicer = _ClusterServicer(
-            identity, members, worker, describe, measure_compute, authority, changed or (lambda: None)
+            identity,
+            members,
+            worker,
+            describe,
+            measure_compute,
+            authority,
+            changed or (lambda: None),
+            heard or (lambda name: None),
         )
         cluster_pb2_grpc.add_ClusterServicer_to_server(servicer, self._server)
         self._watch: asyncio.Task[None] | None = None
@@ -172,6 +181,7 @@ class _ClusterServicer(cluster_pb2_grpc.ClusterServicer):
         measure_compute: Callable[[wire.ComputeProbe], Awaitable[float]],
         authority: ClusterAuthority | None,
         changed: Callable[[], None],
+        heard: Callable[[str], None],
     ) -> None:
         self._identity = identity
         self._members = members
@@ -180,6 +190,7 @@ class _ClusterServicer(cluster_pb2_grpc.ClusterServicer):
         self._measure_compute = measure_compute
         self._authority = authority
         self._changed = changed
+        self._heard = heard
         self._probing = asyncio.Lock()
         self._measuring = 0
 
@@ -229,6 +240,7 @@ class _ClusterServicer(cluster_pb2_grpc.ClusterServicer):
             await asyncio.to_thread(self._members.seen, caller.name, address)
         else:
             await asyncio.to_thread(self._members.seen, caller.name)
+        self._heard(caller.name)
         own = self._describe()
         me, *others = await self._known()
         response = wire.DescribeResponse(

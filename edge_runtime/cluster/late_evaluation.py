@@ -73,7 +73,7 @@ class LateEvaluation:
         Args:
             workers: [worker][layer] -> neuron groups, which may be none.
             n_fragments: parts into which a contribution is cut.
-            form: in which contributions travel.
+            form: in which contributions with outcomes travel.
 
         Raises:
             RequestError: groups that the model does not have, or that two workers share.
@@ -128,7 +128,7 @@ class LateEvaluation:
 
         Args:
             batch: tokens, as `LayerSteps.begin` takes them.
-            outcomes: None: everything is on time.
+            outcomes: None: the exact model, everything on time and as it was computed.
             means: (n_layers, n_groups, n_embd), what stands for a contribution until it comes, summed over
                 its groups; None: nothing does.
             start: the first layer that is run; the stream before it is taken from `residuals`.
@@ -157,7 +157,9 @@ class LateEvaluation:
                 x += self.computer.compute(own, ffn_input)
             for worker, share in enumerate(others):
                 if share is not None:
-                    contribution = self._travelled(self.computer.compute(share, ffn_input))
+                    contribution = self.computer.compute(share, ffn_input)
+                    if outcomes is not None:
+                        contribution = self._travelled(contribution)
                     by = self._lateness(outcomes, layer, worker)
                     _fold(x, contribution, by, _mean(means, share), layer + 1, owed)
             late = owed.pop(layer + 1, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from edge_runtime.cluster.partitioned_model import PartitionedModel
 
 _log = logging.getLogger("edgert.cluster")
+
+_HEARD_SECONDS = 1.0  # calls of members that do not answer let this device look not more often
 
 
 class ClusterNode:
@@ -80,9 +83,11 @@ class ClusterNode:
             authority=open_authority(home) if identity.is_founder else None,
             ask_founder=self.connections.ask_founder,
             changed=self.look_again,
+            heard=self._heard,
         )
         self._changed = asyncio.Event()
         self._listeners: list[Callable[[], None]] = []
+        self._heard_at = -math.inf
         self._task: asyncio.Task[None] | None = None
         self._discovery: object = None
 
@@ -134,6 +139,15 @@ class ClusterNode:
     def look_again(self) -> None:
         """Look at the others soon."""
         self._changed.set()
+
+    def _heard(self, name: str) -> None:
+        """A member called. One that did not answer at the last look may do so now: it has just started."""
+        now = asyncio.get_running_loop().time()
+        answered = any(peer.member.name == name and peer.description is not None for peer in self.peers)
+        # Not at each call: where only one direction gets through, each look would bring about the next.
+        if not answered and now - self._heard_at > _HEARD_SECONDS:
+            self._heard_at = now
+            self.look_again()
 
     async def refresh(self) -> list[Peer]:
         """Look at the others now."""

@@ -1,8 +1,9 @@
 """How vectors travel between devices: as the kernels themselves quantize them, so that nothing is lost.
 
 A kernel that multiplies a quantized matrix first quantizes the vector, in blocks. That form, a quarter of
-float32's size, can be sent instead of the vector: quantizing what it decodes to gives the same bytes again,
-because the largest value of a block decodes exactly to 127 steps.
+float32's size, can be sent instead of the vector: quantizing what it decodes to gives the same again,
+because the largest value of a block decodes exactly to 127 steps. (The float32 scales of Q8_K may differ in
+their last bit.)
 """
 
 from __future__ import annotations
