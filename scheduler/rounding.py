@@ -55,19 +55,16 @@ def _equal_row(
     """One row for all layers: rounded down, then each group left to the node that is done with it first."""
     row = np.minimum(np.floor(wanted + 1e-9).astype(np.int64), caps)
     before = time.attention + time.overhead
-    nodes = [0, *(1 + index for index in filling.nodes)]
+    nodes = np.array([0, *(1 + index for index in filling.nodes)], dtype=np.intp)
+    workers = nodes[1:] - 1
+    travel = time.outward[workers] + time.back[workers]
+    ends = np.empty(len(nodes))
     for _ in range(int(time.model.n_groups - row.sum())):
-        ends = []
-        for node in nodes:
-            if row[node] >= caps[node]:
-                ends.append(np.inf)
-            elif node == 0:
-                ends.append(run_length * (before + (row[0] + 1) * time.own_group))
-            else:
-                each = time.share_overhead[node - 1] + (row[node] + 1) * time.group[node - 1]
-                travel = time.outward[node - 1] + time.back[node - 1]
-                layer = before + row[0] * time.own_group
-                ends.append(before + travel + max(run_length * each, (run_length - 1) * layer + each))
+        ends[0] = run_length * (before + (row[0] + 1) * time.own_group)
+        each = time.share_overhead[workers] + (row[nodes[1:]] + 1) * time.group[workers]
+        last = (run_length - 1) * (before + row[0] * time.own_group) + each
+        ends[1:] = before + travel + np.maximum(run_length * each, last)
+        ends[row[nodes] >= caps[nodes]] = np.inf
         first = int(np.argmin(ends))
         if not np.isfinite(ends[first]):
             return None

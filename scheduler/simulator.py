@@ -126,7 +126,7 @@ class _Run:
                 pending[-1].own = row[1:][asked] * self._own_group
             clock += own
             if layer + 1 in syncs:
-                clock = self._wait(pending, clock, layer + 1, result)
+                clock = self._wait(pending, clock, dead, result)
             self._collect(pending, clock, layer + 1, result)
         for one in pending:
             result.lost += one.left()
@@ -172,7 +172,7 @@ class _Run:
                 arrivals[place] = np.inf
         return _Pending(layer, nodes, arrivals, clock + resend, sent)
 
-    def _wait(self, pending: list[_Pending], clock: float, boundary: int, result: Simulation) -> float:
+    def _wait(self, pending: list[_Pending], clock: float, dead: set[int], result: Simulation) -> float:
         if self._mode == "relaxed":
             for one in pending:
                 finite = np.where(np.isfinite(one.arrivals), one.arrivals, np.inf).max(axis=1)
@@ -183,7 +183,8 @@ class _Run:
             late = last > one.hard_limit
             if late.any():
                 clock = max(clock, float(one.hard_limit[late].max())) + float(one.own[late].sum())
-                self._given_up |= {int(node) + 1 for node in one.nodes[late & ~np.isfinite(last)]}
+                # One that lives shows other signs of life, and is asked again for the next layer.
+                self._given_up |= {int(node) + 1 for node in one.nodes[late]} & dead
                 result.recomputed += int((one.arrivals[late] > one.hard_limit[late][:, None]).sum())
                 one.arrivals[late] = np.minimum(one.arrivals[late], clock)
             clock = max(clock, float(one.arrivals.max(initial=0.0)))
@@ -212,7 +213,7 @@ class _Run:
         one = self._ask(0, asked, clock, np.zeros(len(self._group)), computing, travel, dead)
         one.own = self._head[1:][asked] * self._own_slice
         mode, self._mode = self._mode, "exact"
-        end = self._wait([one], clock + own + lost, 1, result)
+        end = self._wait([one], clock + own + lost, dead, result)
         self._mode = mode
         return end
 

@@ -36,38 +36,41 @@ def test_bands_cover_every_recorded_layer_in_order(n_layers: int, recorded: int)
 
 @settings(deadline=None)
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 3), st.integers(1, 3), st.integers(0, 1 << 30))
-def test_what_is_mapped_fits_the_model(
+def test_each_group_has_the_outcome_of_whoever_had_its_like(
     n_layers: int, recorded: int, n_workers: int, n_fragments: int, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
     outcomes = rng.integers(-1, recorded, (5, recorded, n_workers * n_fragments)).astype(np.int8)
     shares = rng.dirichlet(np.ones(n_workers + 1), recorded).T[:n_workers]
-    found = mapped(Recording(outcomes, shares), rng.random((n_layers, 7)))
-    assert found.outcomes.shape == (5, n_layers, n_workers * n_fragments)
-    assert found.outcomes.min() >= LOST
+    importance = rng.random((n_layers, 7))
+    found = mapped(Recording(outcomes, shares), importance)
     for layer in range(n_layers):
-        assert found.outcomes[:, layer].max() <= n_layers - 1 - layer
-        taken = [group for worker in found.workers for group in worker[layer]]
-        assert len(set(taken)) == len(taken) <= 7
+        of_group = {
+            group: found.outcomes[:, layer, number * n_fragments : (number + 1) * n_fragments]
+            for number, worker in enumerate(found.workers)
+            for group in worker[layer]
+        }
+        depths = band(layer, n_layers, recorded)
+        for token in range(5):
+            depth = depths[token % len(depths)]
+            away = np.ceil(np.cumsum(shares[:, depth]) * 7 - 1e-9)
+            for rank, group in enumerate(importance[layer].argsort(kind="stable").tolist()):
+                wanted = [0] * n_fragments  # here
+                if rank < away[-1]:
+                    first = int(np.argmax(rank < away)) * n_fragments
+                    wanted = outcomes[token, depth, first : first + n_fragments].tolist()
+                there = of_group[group][token].tolist() if group in of_group else [0] * n_fragments
+                assert there == [min(late, n_layers - 1 - layer) for late in wanted]
 
 
 def test_a_recording_of_the_same_depth_is_taken_as_it_is() -> None:
     outcomes = np.zeros((2, 3, 2), np.int8)
     outcomes[0, 0] = 1, 2
-    outcomes[1, 2] = LOST
+    outcomes[1, 2, 1] = LOST
     importance = np.array([[4, 3, 2, 1], [1, 2, 3, 4], [2, 1, 4, 3]])
     found = mapped(Recording(outcomes, np.array([[0.5, 0.25, 0.0], [0.25, 0.5, 1.0]])), importance)
-    np.testing.assert_array_equal(found.outcomes, outcomes)
-    assert found.workers == [[[3, 2], [0], []], [[1], [1, 2], [1, 0, 3, 2]]]
-
-
-def test_the_largest_share_in_a_band_is_given_away_and_local_layers_are_on_time() -> None:
-    made = imagined((4,), 4, share=0.5, loss=0.0, n_tokens=4, n_fragments=1, local=[0])
-    found = mapped(made, np.arange(8).reshape(2, 4))
-    assert found.workers == [[[0, 1], [0, 1]]]
-    # Recorded layers 0 (local) and 1 (2 late) in turn; then 2 (1 late) and 3 (on time), at the end anyway.
-    assert found.outcomes[:, 0, 0].tolist() == [0, 1, 0, 1]
-    assert found.outcomes[:, 1, 0].tolist() == [0, 0, 0, 0]
+    assert found.workers == [[[3, 2], [0], [1, 0, 3, 2]], [[1], [1, 2], []]]
+    assert found.outcomes.tolist() == [[[1, 2], [0, 0], [0, 0]], [[0, 0], [0, 0], [LOST, 0]]]
 
 
 def test_lost_stays_lost_and_late_comes_at_the_last_boundary_at_the_latest() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cluster_fixture import Clear, Spoil, Spread, clear_continuation, greedy, plan_of, spread
+from cluster_fixture import Spoil, Spread, alone, greedy, plan_of, spread, write_model
 from dataplane_fixture import PATIENCE, Floats, Relay
 
 from edge_runtime.cluster import worker_health
@@ -21,26 +21,33 @@ from edge_runtime.cluster.udp_worker import UdpWorker
 from edge_runtime.cluster.worker_session import Request, WorkerSession
 from edge_runtime.engine.batch import Batch, Result
 
+PROMPT = [1, 300, 301, 302]
 TOKENS = 48
 THIRDS = (1.0, 1.0, 1.0)
 HEAD = (1, 1, 1)
 
 
 @pytest.fixture(scope="module")
-def clear(demo_model: Path) -> Clear:
-    return clear_continuation(demo_model, ["Ida Varmore", "Hugo Eldford lives in"], 256)
-
-
-@pytest.fixture(scope="module", params=["udp", "grpc"])
-def either(request: pytest.FixtureRequest, demo_model: Path) -> Iterator[Spread]:
-    with spread(demo_model, transport=request.param) as made:
-        yield made
+def floats(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("floats"))
 
 
 @pytest.fixture(scope="module")
-def datagrams(demo_model: Path) -> Iterator[Spread]:
-    with spread(demo_model) as made:
-        yield made
+def expected(floats: Path) -> list[int]:
+    """What one device continues with; any error makes it something else."""
+    return alone(floats, [PROMPT], 160)[0]
+
+
+@pytest.fixture(scope="module", params=["udp", "grpc"])
+def either(request: pytest.FixtureRequest, floats: Path) -> Iterator[Spread]:
+    with spread(floats, transport=request.param) as spreading:
+        yield spreading
+
+
+@pytest.fixture(scope="module")
+def datagrams(floats: Path) -> Iterator[Spread]:
+    with spread(floats) as spreading:
+        yield spreading
 
 
 @pytest.fixture(autouse=True)
@@ -59,10 +66,10 @@ def spoilt(made: Spread, spoil: Spoil | None, worker: int = 1) -> Iterator[None]
         node.spoil = None
 
 
-def generate(made: Spread, clear: Clear, count: int = TOKENS) -> Contributions:
+def generate(made: Spread, expected: list[int], count: int = TOKENS) -> Contributions:
     """Generate, with the tokens of one device and every contribution accounted for."""
     request = Contributions()
-    assert made.greedy([clear.prompt], count, [request]) == [clear.tokens[:count]]
+    assert made.greedy([PROMPT], count, [request]) == [expected[:count]]
     assert account(request) == pytest.approx(count * made.shape.n_layers * 2)
     return request
 
@@ -113,11 +120,11 @@ def factor(by: float, only: Callable[[int], bool] = lambda layer: True) -> Spoil
     ids=["nan", "inf", "narrow", "twice", "doubles", "fault", *(f"refuses-{r.name}" for r in RefusalReason)],
 )
 def test_a_worker_without_sound_answers_is_soon_done_without(
-    either: Spread, clear: Clear, spoil: Spoil
+    either: Spread, expected: list[int], spoil: Spoil
 ) -> None:
     with spoilt(either, spoil):
         either.use(plan_of(either.shape, THIRDS, head=HEAD))
-        request = generate(either, clear)
+        request = generate(either, expected)
         assert request.recomputed == pytest.approx(TOKENS * either.shape.n_layers)
     # Who answers everything with "forgotten" costs nothing but the asking.
     forgets = len(either.node(1).computed) == TOKENS * (either.shape.n_layers + 1)
@@ -131,42 +138,46 @@ def test_a_worker_without_sound_answers_is_soon_done_without(
         (factor(1.5), "differs by"),
         (factor(-1.0), "differs by"),
         (factor(1.01), "differs by"),
-        (factor(1.5, lambda layer: layer == 6), "layer 6 differs by"),
-        (factor(0.0, lambda layer: layer == 5), "layer 5 differs by"),
+        (factor(1.5, lambda layer: layer == 4), "layer 4 differs by"),
+        (factor(0.0, lambda layer: layer == 3), "layer 3 differs by"),
         (factor(1e9), "no model's"),
     ],
     ids=["more", "negative", "one-percent", "head", "nothing", "huge"],
 )
 def test_a_worker_that_lies_from_the_start_never_reaches_the_answer(
-    either: Spread, clear: Clear, spoil: Spoil, said: str
+    either: Spread, expected: list[int], spoil: Spoil, said: str
 ) -> None:
     with spoilt(either, spoil):
         either.use(plan_of(either.shape, THIRDS, head=HEAD))
-        generate(either, clear)
+        generate(either, expected)
     assert said in expelled(either)
-    assert len({rows for rows in either.node(1).computed}) <= either.shape.n_layers + 1  # one token
+    assert len(either.node(1).computed) <= either.shape.n_layers + 1  # one token
 
 
-@pytest.mark.parametrize("only", [3, 6], ids=["layer", "head"])
-def test_a_lie_that_begins_later_is_found_by_a_spot_check(datagrams: Spread, clear: Clear, only: int) -> None:
+@pytest.mark.parametrize("only", [2, 4], ids=["layer", "head"])
+def test_a_lie_that_begins_later_is_found_by_a_spot_check(
+    datagrams: Spread, expected: list[int], only: int
+) -> None:
     n_checks = 16 * (datagrams.shape.n_layers + 1)
     with spoilt(datagrams, None):
         datagrams.use(plan_of(datagrams.shape, THIRDS, head=HEAD))
-        generate(datagrams, clear, 4)
+        generate(datagrams, expected, 4)
         assert not expelled(datagrams)
         datagrams.node(1).spoil = factor(1.5, lambda layer: layer == only)
-        datagrams.greedy([clear.prompt], n_checks)
+        datagrams.greedy([PROMPT], n_checks)
     assert f"layer {only} differs" in expelled(datagrams)
-    generate(datagrams, clear)  # and from then on everything is right again
+    generate(datagrams, expected)  # and from then on everything is right again
 
 
-def test_a_worker_that_lies_about_prompts_never_reaches_the_answer(either: Spread, clear: Clear) -> None:
-    prompt = clear.prompt + clear.tokens[:40]
+def test_a_worker_that_lies_about_prompts_never_reaches_the_answer(
+    either: Spread, expected: list[int]
+) -> None:
+    prompt = PROMPT + expected[:40]
     for liar in (1, 2):
-        with spoilt(either, factor(1.5, lambda layer: layer == 4), liar):
+        with spoilt(either, factor(1.5, lambda layer: layer == 2), liar):
             either.use(plan_of(either.shape, THIRDS))
-            assert either.greedy([prompt], 24) == [clear.tokens[40:64]]
-        assert "of layer 4 to a prompt differs" in expelled(either, liar)
+            assert either.greedy([prompt], 24) == [expected[40:64]]
+        assert "of layer 2 to a prompt differs" in expelled(either, liar)
         assert not expelled(either, 3 - liar)
 
 
@@ -176,12 +187,12 @@ def test_a_worker_that_lies_about_prompts_never_reaches_the_answer(either: Sprea
     ids=["fault", "refuses", "nan"],
 )
 def test_a_prompt_goes_on_without_a_worker_that_does_not_answer_it(
-    either: Spread, clear: Clear, spoil: Spoil
+    either: Spread, expected: list[int], spoil: Spoil
 ) -> None:
-    prompt = clear.prompt + clear.tokens[:40]
+    prompt = PROMPT + expected[:40]
     with spoilt(either, spoil):
         either.use(plan_of(either.shape, THIRDS))
-        assert either.greedy([prompt], 8) == [clear.tokens[40:48]]
+        assert either.greedy([prompt], 8) == [expected[40:48]]
     assert failures(either) and not failures(either, 2)
     assert [rows for _, _, rows in either.node(1).computed].count(len(prompt)) == 1
 
@@ -194,21 +205,23 @@ class OfTheStepBefore(UdpWorker):
         return super()._answer(session, request)
 
 
-def test_a_worker_whose_answers_are_of_old_steps_is_soon_done_without(demo_model: Path, clear: Clear) -> None:
-    with spread(demo_model) as made:
+def test_a_worker_whose_answers_are_of_old_steps_is_soon_done_without(
+    floats: Path, expected: list[int]
+) -> None:
+    with spread(floats) as made:
         made.node(1, OfTheStepBefore)
         made.use(plan_of(made.shape, THIRDS, head=HEAD))
-        request = generate(made, clear)
+        request = generate(made, expected)
         assert request.recomputed == pytest.approx(TOKENS * made.shape.n_layers)
         assert made.link.statistics(1).stale > 0
         assert failures(made) >= 1
         assert len(made.node(1).computed) < TOKENS
 
 
-def test_a_worker_with_another_key_is_soon_done_without(datagrams: Spread, clear: Clear) -> None:
+def test_a_worker_with_another_key_is_soon_done_without(datagrams: Spread, expected: list[int]) -> None:
     with spoilt(datagrams, None):
         datagrams.use(plan_of(datagrams.shape, THIRDS, head=HEAD), secrets={1: os.urandom(32)})
-        generate(datagrams, clear)
+        generate(datagrams, expected)
         assert not datagrams.node(1).computed
     assert failures(datagrams) == 1
     assert datagrams.link.statistics(1).received == 0
@@ -217,9 +230,11 @@ def test_a_worker_with_another_key_is_soon_done_without(datagrams: Spread, clear
 # --- workers that go and come -----------------------------------------------------------------
 
 
-def test_a_worker_that_dies_in_the_middle_of_a_token_is_done_without(demo_model: Path, clear: Clear) -> None:
+def test_a_worker_that_dies_in_the_middle_of_a_token_is_done_without(
+    floats: Path, expected: list[int]
+) -> None:
     for transport in ("udp", "grpc"):
-        with spread(demo_model, transport=transport) as made:
+        with spread(floats, transport=transport) as made:
             node = made.node(1)
 
             def die(plan: int, layer: int, sums: Floats, node: object = node) -> Floats:
@@ -229,12 +244,14 @@ def test_a_worker_that_dies_in_the_middle_of_a_token_is_done_without(demo_model:
 
             node.spoil = die
             made.use(plan_of(made.shape, THIRDS, head=HEAD))
-            request = generate(made, clear)
+            request = generate(made, expected)
             assert failures(made) >= 1
             assert 0 < request.recomputed < TOKENS * made.shape.n_layers
 
 
-def test_a_frozen_worker_is_done_without_and_taken_back_when_it_thaws(either: Spread, clear: Clear) -> None:
+def test_a_frozen_worker_is_done_without_and_taken_back_when_it_thaws(
+    either: Spread, expected: list[int]
+) -> None:
     ice = threading.Event()
     ice.set()
 
@@ -244,19 +261,19 @@ def test_a_frozen_worker_is_done_without_and_taken_back_when_it_thaws(either: Sp
 
     with spoilt(either, freeze):
         either.use(plan_of(either.shape, THIRDS))
-        generate(either, clear, 8)
+        generate(either, expected, 8)
         ice.clear()
-        request = generate(either, clear)
+        request = generate(either, expected)
         assert failures(either) >= 1
         assert request.recomputed == pytest.approx(TOKENS * either.shape.n_layers)
         ice.set()
-        goes_on_until(either, clear, lambda request: request.recomputed == 0)
+        goes_on_until(either, expected, lambda request: request.recomputed == 0)
     assert not expelled(either)
 
 
-def goes_on_until(made: Spread, clear: Clear, claim: Callable[[Contributions], bool]) -> None:
+def goes_on_until(made: Spread, expected: list[int], claim: Callable[[Contributions], bool]) -> None:
     end = time.monotonic() + PATIENCE
-    while not claim(generate(made, clear, 8)):
+    while not claim(generate(made, expected, 8)):
         assert time.monotonic() < end, "it never came about"
 
 
@@ -275,40 +292,40 @@ def relayed(made: Spread, keep: Callable[[bool, int], bool], workers: int = 1) -
 
 @pytest.mark.parametrize("workers", [1, 2], ids=["a worker's link", "the coordinator's link"])
 def test_a_link_that_is_down_for_a_while_is_done_without_and_used_again(
-    datagrams: Spread, clear: Clear, workers: int
+    datagrams: Spread, expected: list[int], workers: int
 ) -> None:
     cut = threading.Event()
     with spoilt(datagrams, None), relayed(datagrams, lambda to_worker, n: not cut.is_set(), workers):
-        generate(datagrams, clear, 8)
+        generate(datagrams, expected, 8)
         cut.set()
-        request = generate(datagrams, clear)
+        request = generate(datagrams, expected)
         assert request.recomputed == pytest.approx(TOKENS * datagrams.shape.n_layers * workers)
         cut.clear()
-        goes_on_until(datagrams, clear, lambda request: request.recomputed == 0)
+        goes_on_until(datagrams, expected, lambda request: request.recomputed == 0)
     assert [failures(datagrams, worker) > 0 for worker in (1, 2)] == [True, workers == 2]
 
 
-def test_a_link_that_comes_and_goes_changes_no_token(datagrams: Spread, clear: Clear) -> None:
+def test_a_link_that_comes_and_goes_changes_no_token(datagrams: Spread, expected: list[int]) -> None:
     with relayed(datagrams, lambda to_worker, n: n // 60 % 2 == 0, workers=2):
-        request = generate(datagrams, clear)
+        request = generate(datagrams, expected)
         assert request.on_time > 0 and request.recomputed > 0
 
 
-def test_a_link_that_loses_and_corrupts_changes_no_token(datagrams: Spread, clear: Clear) -> None:
+def test_a_link_that_loses_and_corrupts_changes_no_token(datagrams: Spread, expected: list[int]) -> None:
     random = np.random.default_rng(1)
     with relayed(datagrams, lambda to_worker, n: random.random() > 0.2, workers=2):
-        request = generate(datagrams, clear)
+        request = generate(datagrams, expected)
         assert request.on_time > TOKENS
         assert datagrams.link.statistics(1).repeats > 0
 
 
-def test_a_worker_that_forgot_the_session_is_done_without(datagrams: Spread, clear: Clear) -> None:
+def test_a_worker_that_forgot_the_session_is_done_without(datagrams: Spread, expected: list[int]) -> None:
     with spoilt(datagrams, None):
         datagrams.use(plan_of(datagrams.shape, THIRDS, head=HEAD))
-        generate(datagrams, clear, 8)
+        generate(datagrams, expected, 8)
         for session in range(1, 1000):
             datagrams.node(1).udp.remove_session(session)
-        request = generate(datagrams, clear)
+        request = generate(datagrams, expected)
     assert request.recomputed == pytest.approx(TOKENS * datagrams.shape.n_layers)
     assert failures(datagrams) == 1
 
@@ -317,34 +334,34 @@ def test_a_worker_that_forgot_the_session_is_done_without(datagrams: Spread, cle
 
 
 def test_a_worker_is_verified_by_answers_that_came_and_not_by_silence(
-    datagrams: Spread, clear: Clear
+    datagrams: Spread, expected: list[int]
 ) -> None:
     quiet = [True]
     with relayed(datagrams, lambda to_worker, n: not quiet[0]):
         assert datagrams.coordinator is not None
         health = datagrams.coordinator.health
-        generate(datagrams, clear, 2)
+        generate(datagrams, expected, 2)
         assert (health[1].verified, health[2].verified) == (False, True)
         with spoilt(datagrams, factor(1.5)):
             quiet[0] = False
             request = Contributions()
             while not expelled(datagrams):
-                assert datagrams.greedy([clear.prompt], 8, [request]) == [clear.tokens[:8]]
+                assert datagrams.greedy([PROMPT], 8, [request]) == [expected[:8]]
 
 
-def test_each_plan_verifies_its_workers_anew(datagrams: Spread, clear: Clear) -> None:
+def test_each_plan_verifies_its_workers_anew(datagrams: Spread, expected: list[int]) -> None:
     datagrams.use(plan_of(datagrams.shape, THIRDS, number=1))
-    generate(datagrams, clear, 4)
+    generate(datagrams, expected, 4)
     before = datagrams.coordinator
     assert before is not None and all(health.verified for health in before.health[1:])
     with spoilt(datagrams, factor(1.5)):
         datagrams.use(plan_of(datagrams.shape, THIRDS, number=2), health=before.health)
-        generate(datagrams, clear)
+        generate(datagrams, expected)
     assert "differs" in expelled(datagrams)
 
 
-def test_a_batch_of_several_sequences_survives_a_worker(demo_model: Path, clear: Clear) -> None:
-    with spread(demo_model, sequences=3) as made:
+def test_a_batch_of_several_sequences_survives_a_worker(floats: Path, expected: list[int]) -> None:
+    with spread(floats, sequences=3) as made:
         made.use(plan_of(made.shape, THIRDS, head=HEAD))
         requests = [Contributions() for _ in range(3)]
         step = 0
@@ -356,6 +373,6 @@ def test_a_batch_of_several_sequences_survives_a_worker(demo_model: Path, clear:
                 made.node(2).udp.stop()
             return made.forward(batch, requests)
 
-        found = greedy(made.model, forward, [clear.prompt] * 3, 24)
-        assert found == [clear.tokens[:24]] * 3
+        found = greedy(made.model, forward, [PROMPT] * 3, 24)
+        assert found == [expected[:24]] * 3
         assert all(account(request) == account(requests[0]) for request in requests)

@@ -168,7 +168,7 @@ def clusters(draw: st.DrawFn) -> tuple[DeviceProfile, list[Worker]]:
     return one("c"), workers
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(clusters(), st.sampled_from(["exact", "relaxed"]))
 def test_every_plan_is_valid(case: tuple[DeviceProfile, list[Worker]], mode: str) -> None:
     coordinator, workers = case

@@ -34,7 +34,7 @@ def test_predicted_time_is_what_happens(count: int, loss: float, mode: Mode) -> 
     assert plan.seconds_per_token == pytest.approx(float(found.seconds.mean()), rel=0.10)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     st.lists(
         st.tuples(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,7 +30,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("edgert.cluster")
 
-_HEARD_SECONDS = 1.0  # calls of members that do not answer let this device look not more often
+_EXPECTED_LOOKS = 5
+_EXPECTED_SECONDS = 1.0  # between them: a connection that was just refused is not tried again at once
 
 
 class ClusterNode:
@@ -87,7 +87,7 @@ class ClusterNode:
         )
         self._changed = asyncio.Event()
         self._listeners: list[Callable[[], None]] = []
-        self._heard_at = -math.inf
+        self._expected: dict[str, int] = {}  # members that called and did not answer yet -> further looks
         self._task: asyncio.Task[None] | None = None
         self._discovery: object = None
 
@@ -141,13 +141,21 @@ class ClusterNode:
         self._changed.set()
 
     def _heard(self, name: str) -> None:
-        """A member called. One that did not answer at the last look may do so now: it has just started."""
-        now = asyncio.get_running_loop().time()
-        answered = any(peer.member.name == name and peer.description is not None for peer in self.peers)
-        # Not at each call: where only one direction gets through, each look would bring about the next.
-        if not answered and now - self._heard_at > _HEARD_SECONDS:
-            self._heard_at = now
+        """A member called. One that did not answer at the last look will do so soon: it has just started."""
+        if name not in self._answering() and name not in self._expected:
+            self._expected[name] = _EXPECTED_LOOKS
             self.look_again()
+
+    def _answering(self) -> set[str]:
+        return {peer.member.name for peer in self.peers if peer.description is not None}
+
+    def _is_expecting(self) -> bool:
+        """Whether a member called that does not answer yet; each is looked for a few times."""
+        here = self._answering()
+        self._expected = {
+            name: looks - 1 for name, looks in self._expected.items() if looks > 1 and name not in here
+        }
+        return bool(self._expected)
 
     async def refresh(self) -> list[Peer]:
         """Look at the others now."""
@@ -165,7 +173,7 @@ class ClusterNode:
                 for listener in self._listeners:
                     listener()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(REFRESH_SECONDS):
+                async with asyncio.timeout(_EXPECTED_SECONDS if self._is_expecting() else REFRESH_SECONDS):
                     await self._changed.wait()
 
     def _describe(self) -> DeviceDescription:
