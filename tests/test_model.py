@@ -132,6 +132,24 @@ def test_captures_fit_together(model: Model) -> None:
     assert np.isfinite(attention_too).all()
 
 
+@pytest.mark.parametrize("kind", ["residual", "ffn_input", "ffn_activation", "ffn_output"])
+def test_a_capture_is_the_same_after_graphs_that_capture_elsewhere(model: Model, kind: str) -> None:
+    """A capture adds no node to a graph, only a tensor that must keep its memory."""
+
+    def captured(layer: int) -> np.ndarray:
+        clear(model)
+        capture = Capture(kind, layer)  # type: ignore[arg-type]
+        return model.forward(Batch(TOKENS, POSITIONS, capture=[capture])).captured[capture]
+
+    alone = [captured(layer) for layer in range(N_LAYERS)]
+    for layer in range(N_LAYERS):
+        for before in (lambda: logits_of(model), lambda layer=layer: captured((layer + 1) % N_LAYERS)):
+            model.set_adapters({})  # drops all graphs
+            logits_of(model, groups={0: [0]})  # has other nodes: the next one is planned anew
+            before()
+            np.testing.assert_array_equal(captured(layer), alone[layer])
+
+
 def test_all_groups_equal_the_dense_ffn(model: Model) -> None:
     assert model.groups is not None and model.groups.n_groups == 6
     everything = {layer: np.arange(6) for layer in range(N_LAYERS)}

@@ -104,7 +104,12 @@ class Graph:
         self.pointer: int = ggml.new_graph_custom(self._graph_context, n_nodes, False)
         builder = _Builder(parts, spec, self._context.pointer, self.pointer)
         builder.build()
-        if not ggml.gallocr_alloc_graph(allocator, self.pointer):
+        # A plan of its own: the allocator would take over that of a graph with the same nodes, and give the
+        # memory of what is read out here, but was not there, to something else.
+        if not (
+            ggml.gallocr_reserve(allocator, self.pointer)
+            and ggml.gallocr_alloc_graph(allocator, self.pointer)
+        ):
             self.free()
             raise OutOfMemoryError(
                 f"no memory to compute {spec.rows} tokens at once; load the model with a smaller batch"
