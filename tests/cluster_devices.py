@@ -1,4 +1,4 @@
-"""Devices of a cluster as processes on this one: the real program, each with a home folder and ports of its own."""
+"""Devices of a cluster as processes here: the real program, each with a home folder and ports of its own."""
 
 from __future__ import annotations
 
