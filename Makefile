@@ -49,6 +49,7 @@ demo-model: $(VENV)/.installed-train ## train the demo model anew (about an hour
 	$(BIN)/python -m models.demo.write_facts
 	$(BIN)/python -m models.demo.train
 	$(BIN)/python -m models.demo.export
+	$(BIN)/python -m models.demo.write_calibration
 
 reference: $(VENV)/.installed ## write docs/reference.md and docs/api.md from the code itself
 	$(BIN)/python docs/write_reference.py

@@ -105,6 +105,13 @@ def test_unknown_command_points_to_the_help(edgert: Program) -> None:
     assert "edgert --help" in done.err
 
 
+def test_a_command_without_its_verb_shows_the_verbs(edgert: Program) -> None:
+    done = edgert("cluster")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("Usage: edgert cluster")
+    assert "\n  invite " in done.err
+
+
 def test_unknown_option_points_to_the_command_s_help(edgert: Program) -> None:
     done = edgert("models", "list", "--wide")
     assert done.code == 2

@@ -215,6 +215,7 @@ def contents(wheel: Path) -> set[str]:
 def test_wheel_holds_the_program_and_the_demo_model(demo_model: Path, tmp_path: Path) -> None:
     names = contents(build("wheel", REPOSITORY, tmp_path))
     assert "edge_runtime/demo_model/edge-demo-q8_0.gguf" in names
+    assert "edge_runtime/demo_model/edge-demo-q8_0.calibration.npz" in names
     assert "edge_runtime/demo_model/facts.json" in names
     modules = {str(path.relative_to(REPOSITORY)) for path in sources()}
     assert modules <= names

@@ -58,7 +58,7 @@ _HALF = 0.5
 def command(
     model: str, text: Path, group_size: int | None, tokens: int, threads: int | None, as_json: bool
 ) -> None:
-    """Measure what a model loses when other devices answer late or not at all.
+    """Measure what a model loses when other devices answer late.
 
     What is found is kept beside the model. A cluster's `relaxed` mode needs it, and `exact` places the parts
     that matter most by it. The text is read some 45 times for a model of 6 layers, 130 times for one of 22.

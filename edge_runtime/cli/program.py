@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -16,6 +16,7 @@ from edge_runtime.errors import EdgeRuntimeError, OutOfMemoryError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 PROGRAM = "edgert"
+_NO_ARGUMENTS: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())  # from click 8.2 on
 
 _EPILOG = """\b
 Examples:
@@ -47,6 +48,10 @@ Start with `edgert doctor` if something is slow or fails.
         ),
         "config": ("edge_runtime.cli.config", "Show the daemon's settings."),
         "cluster": ("edge_runtime.cli.cluster", "Let several devices answer together."),
+        "calibrate": (
+            "edge_runtime.cli.calibrate",
+            "Measure what a model loses when other devices answer late.",
+        ),
         "bench": ("edge_runtime.cli.bench", "Measure speed and memory on this device."),
         "doctor": ("edge_runtime.cli.doctor", "Check this device and say what to do about each fault."),
         "completion": (
@@ -88,6 +93,9 @@ def _run(arguments: list[str]) -> int:
         interrupted = isinstance(abort.__cause__, KeyboardInterrupt)
         return _fail("interrupted", "interrupted" if interrupted else "stopped", INTERRUPTED, as_json)
     except click.UsageError as error:
+        if isinstance(error, _NO_ARGUMENTS):
+            click.echo(error.format_message(), err=True)  # the help itself
+            return error.exit_code
         code = _fail("usage", error.format_message(), error.exit_code, as_json)
         if error.ctx is not None:
             click.echo(f"{error.ctx.command_path} --help shows what there is", err=True)

@@ -1,4 +1,4 @@
-"""``edgert cluster``: several devices answer together."""
+"""``edgert cluster``."""
 
 import click
 
@@ -9,7 +9,10 @@ from edge_runtime.cli.lazy import LazyGroup
     "cluster",
     cls=LazyGroup,
     verbs={
-        "invite": ("edge_runtime.cli.cluster.invite", "Let another device join; the first time, found one."),
+        "invite": (
+            "edge_runtime.cli.cluster.invite",
+            "Let another device join; the first time, found a cluster.",
+        ),
         "join": ("edge_runtime.cli.cluster.join", "Join with an invitation."),
         "status": ("edge_runtime.cli.cluster.status", "Show the members and who computes what."),
         "plan": ("edge_runtime.cli.cluster.plan", "Show why a model is spread as it is."),
@@ -19,7 +22,7 @@ from edge_runtime.cli.lazy import LazyGroup
     },
 )
 def command() -> None:
-    """Several devices that answer together.
+    """Let several devices answer together.
 
     One device founds the cluster with `invite` and gives the invitation to the next one, which uses it with
     `join`. From then on each one's daemon may have the others compute parts of its models. What a device
