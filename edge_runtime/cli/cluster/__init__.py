@@ -18,7 +18,10 @@ from edge_runtime.cli.lazy import LazyGroup
         "plan": ("edge_runtime.cli.cluster.plan", "Show why a model is spread as it is."),
         "bench": ("edge_runtime.cli.cluster.bench", "Measure how long a token takes in each mode."),
         "leave": ("edge_runtime.cli.cluster.leave", "Leave the cluster."),
-        "remove": ("edge_runtime.cli.cluster.remove", "Take a lost device out of the cluster."),
+        "remove": (
+            "edge_runtime.cli.cluster.remove",
+            "Take another device out of the cluster that this one founded.",
+        ),
     },
 )
 def command() -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edge_runtime.cli.options import json_option
+from edge_runtime.cli.present import size_text
 from edge_runtime.errors import RequestError
 
 if TYPE_CHECKING:
@@ -31,9 +32,9 @@ _MOST_CHARACTERS = 1 << 16
 )
 @json_option
 def command(invitation: str, name: str | None, address: str | None, as_json: bool) -> None:
-    """Join with the INVITATION that `edgert cluster invite` printed on another device.
+    """Join with an invitation.
 
-    With `-` it is read from standard input, so that it is in no list of processes or history of commands.
+    INVITATION is what `edgert cluster invite` printed on another device. With `-` it is read from standard input, so that it is in no list of processes or history of commands.
     """
     import asyncio
     import socket
@@ -77,6 +78,6 @@ def _offer(config: ClusterConfig) -> str:
     if not config.lend_memory_mb:
         return "It lends no memory to the others (cluster.lend_memory_mb = 0), so it works for nobody."
     return (
-        f"It lends {config.lend_memory_mb} MB of memory to the others; cluster.lend_memory_mb in its "
-        "settings changes that."
+        f"It lends {size_text(config.lend_memory_mb << 20)} of memory to the others; cluster.lend_memory_mb "
+        "in its settings changes that."
     )
