@@ -76,8 +76,8 @@ def planning_time(report: Report, rounds: int) -> None:
         coordinator, workers = _large_cluster(memory)
         for mode in ("exact", "relaxed"):
             plan, wall, cpu = _plans(_LARGE, coordinator, workers, mode, rounds)
-            if mode == "exact":
-                report.at_most(f"seconds of a plan for 64 nodes x 80 layers, memory {name}", wall, 0.2)
+            # One thread's own time, which other programs on the machine leave as it is.
+            report.at_most(f"seconds of a plan for 64 nodes x 80 layers, memory {name}, {mode}", cpu, 0.2)
             report.details[f"64 nodes, {name}, {mode}"] = {
                 "wall": wall,
                 "cpu": cpu,

@@ -30,7 +30,12 @@ _BUDGET = 40_000_000
 
 
 def blend(
-    time: TimeModel, mode: Mode, start: Counts, node_sets: Iterable[Sequence[int]], room: Sequence[int]
+    time: TimeModel,
+    mode: Mode,
+    start: Counts,
+    node_sets: Iterable[Sequence[int]],
+    room: Sequence[int],
+    most_exchanged: int = 3,
 ) -> Counts:
     """A cut at least as fast as `start`, its rows spread evenly over the layers.
 
@@ -38,11 +43,12 @@ def blend(
         start: (n_layers, 1 + n_workers) groups, within memory.
         node_sets: sets of workers, indices from 0, the most promising first.
         room: groups that each node may hold over all layers.
+        most_exchanged: rows that are exchanged at once; the time grows with its power.
     """
     rows = _rows(time, start, node_sets)
-    seconds = np.array([time.run(row[None, :], mode)[0] for row in rows])
+    seconds = np.array([time.run_seconds(row[None, :], mode) for row in rows])
     held = np.array([int((start == row).all(axis=1).sum()) for row in rows])
-    held = _exchange(rows, seconds, held, np.array(room, dtype=np.int64))
+    held = _exchange(rows, seconds, held, np.array(room, dtype=np.int64), most_exchanged)
     places = sorted(
         ((number + 0.5) / count, index)
         for index, count in enumerate(held.tolist())
@@ -107,7 +113,7 @@ def _quickest_row(time: TimeModel, nodes: Sequence[int], own: int, n_nodes: int)
     return tuple(row)
 
 
-def _exchange(rows: Counts, seconds: Floats, held: Counts, room: Counts) -> Counts:
+def _exchange(rows: Counts, seconds: Floats, held: Counts, room: Counts, most_exchanged: int) -> Counts:
     """Replace two or three rows by others while that saves time and keeps within memory.
 
     Args:
@@ -116,7 +122,7 @@ def _exchange(rows: Counts, seconds: Floats, held: Counts, room: Counts) -> Coun
     """
     left = _BUDGET
     held = held.copy()
-    for size in (1, 2, 3):
+    for size in range(1, most_exchanged + 1):
         if math.comb(len(rows) + size - 1, size) * rows.shape[1] > _MOST_WORK:
             break
         combinations = itertools.combinations_with_replacement(range(len(rows)), size)

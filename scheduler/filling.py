@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scheduler.timing import Floats, Mode, TimeModel
 from scheduler.waiting import expected_largest
 
-_BISECTIONS = 24
+_BISECTIONS = 16
 _GRID = np.linspace(0.0, 1.0, 7)
 # Numbers of remote layers that are tried.
 _LAYER_CHOICES = 8

@@ -9,7 +9,7 @@ import numpy as np
 from scheduler.timing import Counts
 
 # Evaluations times layers; enough to settle a handful of nodes, and cheap beside the search before it.
-_EVALUATED_LAYERS = 2500
+_EVALUATED_LAYERS = 1200
 _MOST_NODES = 6
 
 

@@ -75,19 +75,22 @@ def _equal_row(
 def _diffused(wanted: Floats, room: Counts, n_groups: int) -> Counts | None:
     """Rows of `n_groups` whose running sums stay within about one of those of the wanted rows."""
     rows = np.zeros(wanted.shape, dtype=np.int64)
-    given = np.zeros(wanted.shape[1], dtype=np.int64)
-    used = wanted.sum(axis=0) > 1e-9
-    asked = np.cumsum(wanted, axis=0)
+    (used,) = np.nonzero(wanted.sum(axis=0) > 1e-9)
+    asked, left = np.cumsum(wanted[:, used], axis=0), room[used].copy()
+    given = np.zeros(len(used), dtype=np.int64)
     for number in range(len(wanted)):
         due = asked[number] - given
-        row = np.clip(np.floor(due + 1e-9).astype(np.int64), 0, np.maximum(room - given, 0))
+        row = np.floor(due + 1e-9).astype(np.int64)
+        np.minimum(row, left, out=row)
+        np.maximum(row, 0, out=row)
         while (difference := n_groups - int(row.sum())) != 0:
             step = 1 if difference > 0 else -1
-            (open_,) = np.nonzero((used & (row + given < room)) if step > 0 else row > 0)
+            (open_,) = np.nonzero(row < left if step > 0 else row > 0)
             if not len(open_):
                 return None
-            first = np.argsort(-step * (due - row)[open_], kind="stable")
+            first = (-step * (due - row)[open_]).argsort(kind="stable")
             row[open_[first[: abs(difference)]]] += step
-        rows[number] = row
+        rows[number, used] = row
         given += row
+        left -= row
     return rows

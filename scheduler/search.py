@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -31,9 +32,19 @@ _BLENDED_HEADS = 3
 _BEST_FILLINGS = 8
 _BEST_LAYOUTS = 8
 _ENOUGH_DRAFTS = 12
+_MOST_ROUNDED = 24
+# With many workers a draft takes longer to judge, and the first ones lie closer together.
+_ENOUGH_LARGE_DRAFTS = 5
+_MOST_LARGE_ROUNDED = 10
+_TRIED_HEADS = 2
 _SWAPPING_WORKERS = 3
+_SWAPPED_ROWS = 2
 _BEST_DRAFTS = 3
 _SHARE_CAPS = (0.25, 0.5, 0.75, 1.0)
+
+
+# Seconds, about; which one it is; groups of a remote layer; which layers; slices of the head.
+_Option = tuple[float, int, Filling, Layout, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +84,7 @@ class Search:
 
     def best(self) -> Draft | None:
         """The fastest draft found; None where memory allows none."""
-        options: list[tuple[float, int, Filling, Layout, tuple[int, ...]]] = []
+        options: list[_Option] = []
         drafts: list[Draft] = []
         for nodes in self._promising():
             for head in self._heads(nodes):
@@ -81,20 +92,19 @@ class Search:
                 at_head = self._time.head(head)
                 for seconds, filling, layout in self._fillings(nodes, head):
                     options.append((seconds + at_head, len(options), filling, layout, head))
-        enough = len(drafts) + _ENOUGH_DRAFTS
-        for _, _, filling, layout, head in sorted(options, key=lambda option: option[:2]):
-            drafts += self._round(filling, layout, head)
-            if len(drafts) >= enough:
-                break
+        drafts += self._rounded(sorted(options, key=lambda option: option[:2]), bool(drafts))
         if self._response is None:
             drafts = self._blended(drafts)
         best: Draft | None = None
-        n_drafts = _BEST_DRAFTS if len(self._time.workers) <= _ALL_SUBSETS else 1
+        n_drafts = _BEST_DRAFTS if self._has_few_workers() else 1
         for draft in sorted(drafts, key=lambda draft: draft.seconds)[:n_drafts]:
             better = self._improve(draft)
             if best is None or better.seconds < best.seconds:
                 best = better
         return best
+
+    def _has_few_workers(self) -> bool:
+        return len(self._time.workers) <= _ALL_SUBSETS
 
     # Workers
 
@@ -231,7 +241,9 @@ class Search:
         for syncs in {self._response.syncs_for(cap, loss, self._quality) for cap in _SHARE_CAPS}:
             layout = Layout(tuple(range(n_layers)), (), syncs)
             for cap in _SHARE_CAPS:
-                for filling in fill(time, nodes, room, self._mode, layout.run_length, [n_layers], cap):
+                for filling in fill(
+                    time, nodes, room, self._mode, layout.run_length, [n_layers], cap, quick=True
+                ):
                     yield filling.seconds, filling, layout
         for seconds, layout, filling in self._patient.find(nodes, room, loss)[:_BEST_LAYOUTS]:
             yield seconds, filling, layout
@@ -253,6 +265,28 @@ class Search:
         late = self._time.lateness(counts, syncs)
         cost = self._response.late_increase(late, shares)
         return cost + self._loss(nodes) * self._response.lost_increase(shares) <= allowance(self._quality)
+
+    def _rounded(self, options: Sequence[_Option], has_others: bool) -> list[Draft]:
+        """Drafts of the first options; where nothing else is known, at least one of any."""
+        few = self._has_few_workers()
+        enough, most_tried = (
+            (_ENOUGH_DRAFTS, _MOST_ROUNDED) if few else (_ENOUGH_LARGE_DRAFTS, _MOST_LARGE_ROUNDED)
+        )
+        drafts: list[Draft] = []
+        failed: Counter[tuple[Layout, int]] = Counter()
+        tried = 0
+        for _, _, filling, layout, head in options:
+            if len(drafts) >= enough or (tried >= most_tried and (drafts or has_others)):
+                break
+            # What does not fit, or keep the quality, with one head seldom does with another.
+            kind = (layout, round(filling.own))
+            if failed[kind] >= _TRIED_HEADS:
+                continue
+            tried += 1
+            found = list(self._round(filling, layout, head))
+            failed[kind] += not found
+            drafts += found
+        return drafts
 
     def _round(self, filling: Filling, layout: Layout, head: tuple[int, ...]) -> Iterator[Draft]:
         for counts in whole_rows(filling, self._time, layout, self._room(head)):
@@ -292,7 +326,7 @@ class Search:
                 counts = shifted(draft.counts, taker, giver, np.array(room))
                 if counts is None:
                     continue
-                counts = blend(self._time, self._mode, counts, self._sets, room)
+                counts = blend(self._time, self._mode, counts, self._sets, room, _SWAPPED_ROWS)
                 seconds = self._time.token(counts, slices, draft.syncs, self._mode)
                 if seconds < draft.seconds * (1 - 1e-6):
                     draft, improved = Draft(counts, tuple(slices), draft.syncs, seconds), True

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,45 @@ Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
 Mode = Literal["exact", "relaxed"]
+
+
+_MOST_RUNS = 20_000  # that are remembered
+
+
+class _Exchange(NamedTuple):
+    """What a layer's workers are asked: when, and when their answers are there (n,), in the mean."""
+
+    layer: int
+    nodes: Indices
+    sent: float
+    answers: Floats
+
+
+class _Run:
+    """The layers between two syncs: when each is done, (n_layers,), and what they ask of workers.
+
+    Attributes:
+        seconds: mean seconds until all contributions are there, by mode, where they are known.
+    """
+
+    __slots__ = ("_late", "boundaries", "exchanges", "seconds")
+
+    def __init__(self, n_layers: int) -> None:
+        self.boundaries = np.zeros(n_layers)
+        self.exchanges: list[_Exchange] = []
+        self.seconds: dict[Mode, float] = {}
+        self._late: list[int] | None = None
+
+    def lateness(self, time: TimeModel) -> list[int]:
+        """By how many layers each layer's slowest contribution is late, at most by those left."""
+        if self._late is None:
+            n_layers = len(self.boundaries)
+            self._late = [0] * n_layers
+            for layer, nodes, _, answers in self.exchanges:
+                arrived = float((answers + LATE_MARGIN * time.jitter[nodes]).max())
+                late = int(np.searchsorted(self.boundaries, arrived)) - layer
+                self._late[layer] = min(max(late, 0), n_layers - 1 - layer)
+        return self._late
 
 
 class TimeModel:
@@ -81,7 +120,7 @@ class TimeModel:
         losses = [incomplete(link.loss, again, copies) for link, copies in pairs]
         self.missing_again: Floats = np.array(losses)
         self.slack: Floats = np.maximum(DEVIATIONS * MEAN_DEVIATION * self.jitter, LEAST_SLACK)
-        self._runs: dict[tuple[Mode, bytes], tuple[float, tuple[int, ...]]] = {}
+        self._runs: dict[bytes, _Run] = {}
 
     @property
     def alone_seconds(self) -> float:
@@ -101,7 +140,7 @@ class TimeModel:
         """
         total, start = 0.0, 0
         for sync in syncs:
-            total += self.run(counts[start:sync], mode)[0]
+            total += self.run_seconds(counts[start:sync], mode)
             start = sync
         return total + self.head(head)
 
@@ -114,55 +153,57 @@ class TimeModel:
         late: list[int] = []
         start = 0
         for sync in syncs:
-            late += self.run(counts[start:sync], "relaxed")[1]
+            late += self._run(counts[start:sync]).lateness(self)
             start = sync
         return late
 
-    def run(self, rows: Counts, mode: Mode) -> tuple[float, tuple[int, ...]]:
-        """Mean seconds of the layers between two syncs, and how late each is.
+    def run_seconds(self, rows: Counts, mode: Mode) -> float:
+        """Mean seconds of the layers between two syncs.
 
         Args:
             rows: (layers, 1 + n_workers) groups.
         """
-        key = (mode, rows.tobytes())
+        run = self._run(rows)
+        if mode not in run.seconds:
+            run.seconds[mode] = self._end(run, mode)
+        return run.seconds[mode]
+
+    def _run(self, rows: Counts) -> _Run:
+        key = rows.tobytes()
         found = self._runs.get(key)
         if found is None:
-            if len(self._runs) >= 20_000:
+            if len(self._runs) >= _MOST_RUNS:
                 self._runs.clear()
-            found = self._runs[key] = self._run(rows, mode)
+            found = self._runs[key] = self._walk(rows)
         return found
 
-    def _run(self, rows: Counts, mode: Mode) -> tuple[float, tuple[int, ...]]:
+    def _walk(self, rows: Counts) -> _Run:
+        """The coordinator's way through the layers between two syncs."""
         clock = 0.0
         free = np.zeros(len(self.workers))
-        sent: list[Floats] = []
-        answers: list[Floats] = []
-        asked: list[Indices] = []
-        boundaries = np.zeros(len(rows))  # when each layer is done
-        arrived = np.full(len(rows), -math.inf)
+        run = _Run(len(rows))
         for layer, row in enumerate(rows):
             own = float(row[0]) * self.own_group
             remote = np.flatnonzero(row[1:])
-            if not len(remote):
-                clock += self.attention + own
-                boundaries[layer] = clock
-                continue
-            clock += self.attention + self.overhead + float(self.exchange_overhead[remote].sum())
-            begun = np.maximum(free[remote], clock + self.outward[remote])
-            free[remote] = begun + self.share_overhead[remote] + row[1:][remote] * self.group[remote]
-            asked.append(remote)
-            sent.append(np.full(len(remote), clock))
-            answers.append(free[remote] + self.back[remote])
-            arrived[layer] = float((answers[-1] + LATE_MARGIN * self.jitter[remote]).max())
+            clock += self.attention
+            if len(remote):
+                clock += self.overhead + float(self.exchange_overhead[remote].sum())
+                begun = np.maximum(free[remote], clock + self.outward[remote])
+                free[remote] = begun + self.share_overhead[remote] + row[1:][remote] * self.group[remote]
+                run.exchanges.append(_Exchange(layer, remote, clock, free[remote] + self.back[remote]))
             clock += own
-            boundaries[layer] = clock
-        if not asked:
-            return clock, (0,) * len(rows)
-        late = np.searchsorted(boundaries, arrived) - np.arange(len(rows))
-        late = np.clip(late, 0, np.arange(len(rows))[::-1])
-        nodes = np.concatenate(asked)
-        end = self._wait(clock, nodes, np.concatenate(sent), np.concatenate(answers), mode)
-        return end, tuple(late.tolist())
+            run.boundaries[layer] = clock
+        return run
+
+    def _end(self, run: _Run, mode: Mode) -> float:
+        """Mean of the time at which a run's contributions are there."""
+        clock = float(run.boundaries[-1])
+        if not run.exchanges:
+            return clock
+        nodes = np.concatenate([exchange.nodes for exchange in run.exchanges])
+        sent = np.concatenate([np.full(len(exchange.nodes), exchange.sent) for exchange in run.exchanges])
+        answers = np.concatenate([exchange.answers for exchange in run.exchanges])
+        return self._wait(clock, nodes, sent, answers, mode)
 
     def _wait(self, start: float, asked: Indices, sent: Floats, answers: Floats, mode: Mode) -> float:
         slack = self.slack[asked]

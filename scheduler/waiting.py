@@ -12,7 +12,7 @@ from scheduler.deadlines import BACKOFF
 
 Floats = NDArray[np.float64]
 # Points of the integral, for the bulk of the answers and for what was asked for again.
-_POINTS = 40
+_POINTS = 24
 _SPREAD = 4.0  # standard deviations beyond which nothing is expected
 # Mean absolute deviation of a normal distribution, in standard deviations.
 MEAN_DEVIATION = math.sqrt(2 / math.pi)

@@ -122,7 +122,7 @@ def exhaustive(profile: ModelProfile, coordinator: DeviceProfile, workers: list[
         return [cut for cut in itertools.product(range(total + 1), repeat=n_nodes) if sum(cut) == total]
 
     rows = cuts(profile.n_groups)
-    seconds = [time.run(np.array([row]), "exact")[0] for row in rows]
+    seconds = [time.run_seconds(np.array([row]), "exact") for row in rows]
     combinations = [
         (sum(seconds[i] for i in chosen), np.sum([rows[i] for i in chosen], axis=0))
         for chosen in itertools.combinations_with_replacement(range(len(rows)), profile.n_layers)
