@@ -205,7 +205,7 @@ class Members:
                 return _same_device(table, used_by, address, public_key)
             if now >= expires:
                 raise UnauthenticatedError(
-                    f"this invitation expired {(now - expires) / 60:.0f} minutes ago; make a new one with "
+                    f"this invitation expired {_span_text(now - expires)} ago; make a new one with "
                     "`edgert cluster invite`"
                 )
             name = _free_name(table, wish)
@@ -331,3 +331,11 @@ def _free_name(table: Connection, wish: str) -> str:
         suffix = f"-{number}"
         name = wish[: MAX_NAME - len(suffix)].rstrip("-") + suffix
     return name
+
+
+def _span_text(seconds: float) -> str:
+    """20 s, 5 min, 3 h, 2 days."""
+    for size, unit in ((86_400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"

@@ -99,6 +99,8 @@ class _Daemon:
                 journal=logs.to_journal(sys.stderr, os.environ),
                 started=self._service.started,
             )
+            # Who joined a cluster while models were loaded found no daemon to tell.
+            self._reloading = asyncio.create_task(self._reload_cluster())
             stack.push_async_callback(self._cancel, asyncio.create_task(self._keep_up()))
             self._notifier.ready(f"answers at {http or grpc}")
             _log.info("serving", extra={"http": http, "grpc": grpc, "version": __version__})

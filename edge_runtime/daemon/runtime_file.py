@@ -193,6 +193,11 @@ def find(home: Path) -> RunningDaemon | None:
     return read(SYSTEM_HOME)
 
 
+def is_starting(home: Path) -> bool:
+    """Whether a daemon has this home folder that does not listen yet."""
+    return _locked(home / LOCK_NAME) and not (home / FILE_NAME).exists()
+
+
 def process_lives(pid: int) -> bool:
     """Whether there is such a process, of whomever."""
     try:

@@ -33,6 +33,8 @@ def have_daemon_look(home: Path, name: str | None) -> tuple[bool, str]:
     if running is None:
         if name is None:
             return True, ""
+        if runtime_file.is_starting(home):
+            return False, "the daemon here is starting; it takes part as soon as it is ready"
         return False, "no daemon runs here; `edgert serve` starts one, and only a running one takes part"
     if _name_in_cluster(running) == (name,):
         return True, ""
