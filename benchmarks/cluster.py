@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.cluster_lab import borrow_calibration
 from benchmarks.cluster_quality import quality
-from benchmarks.cluster_speed import clean, lossy, too_slow_a_network
+from benchmarks.cluster_speed import clean, lossy, peer, too_slow_a_network
 from benchmarks.engine import tiny_llama
 from benchmarks.netlab import why_not
 from benchmarks.report import Report
@@ -23,7 +23,7 @@ from benchmarks.report import Report
 def main() -> int:
     """Run the parts that are asked for, or all."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", metavar="PART", help="clean, lossy, alone, quality, faults")
+    parser.add_argument("parts", nargs="*", metavar="PART", help="clean, lossy, alone, peer, quality, faults")
     parser.add_argument("--quick", action="store_true", help="fewer tokens")
     options = parser.parse_args()
     reason = why_not()
@@ -47,6 +47,7 @@ def main() -> int:
             "clean": lambda: clean(report, path, folder, tokens=tokens, rounds=rounds),
             "lossy": lambda: lossy(report, path, folder, tokens=tokens, rounds=rounds),
             "alone": lambda: too_slow_a_network(report, path, folder),
+            "peer": lambda: peer(report, tokens=tokens),
             "quality": lambda: quality(report, folder, quick=options.quick),
             "faults": lambda: faulty(report, folder),
         }

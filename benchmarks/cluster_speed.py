@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks import peer_distributed_llama
 from benchmarks.cluster_lab import ClusterLab, Device
 from benchmarks.netlab import Host, LinkModel, Netlab
 from benchmarks.replay import Recording
@@ -24,9 +25,6 @@ PROMPT = [5, 6, 7, 8]
 DELAY = LinkModel(delay=0.002, jitter=0.0005, seed=1)
 LOSSES = (0.0, 0.01, 0.02, 0.05, 0.1)
 LIMIT = 0.6  # of the weights that each host may hold
-
-# What distributed-llama takes in this network, milliseconds a token.
-PEER_MILLISECONDS = {0.0: 150.0, 0.01: 223.0, 0.02: 245.0, 0.05: 389.0}
 
 _VARIANTS: dict[str, dict[str, Any]] = {
     "exact over datagrams": {"mode": "exact", "transport": "udp"},
@@ -150,9 +148,6 @@ def lossy(report: Report, path: Path, folder: Path, *, tokens: int, rounds: int)
     report.at_most(
         "exact over datagrams at 5 % loss, x its own at none", middle[exact, 0.05] / middle[exact, 0.0], 1.5
     )
-    report.details["beside distributed-llama (ms a token, its p50 / ours relaxed)"] = {
-        f"{loss:.0%}": [peer, round(middle["relaxed", loss], 1)] for loss, peer in PEER_MILLISECONDS.items()
-    }
 
 
 class _Runs:
@@ -226,13 +221,26 @@ def too_slow_a_network(report: Report, path: Path, folder: Path) -> None:
         report.is_true("without a memory limit one host is used in this network", used == 1)
 
 
-def with_peer(
-    link: LinkModel | None, measure: Callable[[Netlab], list[float]], cores: Sequence[int] = (0, 1)
-) -> list[float]:
-    """Times of another program in hosts like ours."""
-    hosts = [Host(name, core=core) for name, core in zip("ab", cores, strict=True)]
-    with Netlab(hosts, link=link) as lab:
-        return measure(lab)
+def peer(report: Report, *, tokens: int) -> None:
+    """The same shape of model spread by distributed-llama, in hosts and networks like ours."""
+    try:
+        peer_distributed_llama.build()
+    except FileNotFoundError as error:
+        report.details["distributed-llama"] = f"not measured: {error}"
+        return
+    hosts = [Host(name, core=core) for core, name in enumerate("ab")]
+    networks = {f"2 ms each way, {loss:.0%} loss": replace(DELAY, loss=loss) for loss in LOSSES[:-1]}
+    found: dict[str, Any] = {}
+    for name, link in {"alone": None, "clean": None, **networks}.items():
+        with Netlab(hosts, switch="user" if name in networks else "auto") as lab:
 
+            def begin(lab: Netlab = lab, link: LinkModel | None = link) -> None:
+                # The weights went over the network before; only tokens suffer from it.
+                if link is not None:
+                    lab.set_all_links(link)
 
-__all__ = ["Device", "clean", "lossy", "too_slow_a_network", "with_peer"]
+            worker = None if name == "alone" else "b"
+            milliseconds = peer_distributed_llama.measure(lab, worker=worker, tokens=tokens, when_warm=begin)
+        found[name] = percentiles([one / 1e3 for one in milliseconds])
+        print(f"     distributed-llama, {name}: {found[name]}", flush=True)
+    report.details["distributed-llama"] = found
