@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import click
 
@@ -16,7 +16,8 @@ from edge_runtime.errors import EdgeRuntimeError, OutOfMemoryError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 PROGRAM = "edgert"
-_NO_ARGUMENTS: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())  # from click 8.2 on
+# From click 8.2 on; before, click itself shows the help.
+_NO_ARGUMENTS: type[click.UsageError] | tuple[()] = getattr(click.exceptions, "NoArgsIsHelpError", ())
 
 _EPILOG = """\b
 Examples:
