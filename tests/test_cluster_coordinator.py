@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -239,3 +240,18 @@ def test_a_worker_keeps_the_plan_in_force_while_the_next_one_is_prepared(
     # The old plan's shares went when the new one was asked for.
     groups = sum(len(nodes[1]) for nodes in next_plan.groups)
     assert spreading.node(1).held.counts[0] == groups
+
+
+def test_a_worker_that_takes_longer_than_was_thought_is_soon_left_to_finish(floats: Path) -> None:
+    def slowly(plan: int, layer: int, sums: Floats) -> Floats:
+        time.sleep(0.02)  # the timer, made for exchanges of 2 ms, begins at 6
+        return sums
+
+    with spread(floats) as made:
+        made.use(plan_of(made.shape, (1.0, 1.0)))
+        made.node(1).spoil = slowly
+        made.greedy(PROMPTS[:1], 4)
+        counts = made.link.statistics(1)
+        before, tokens = counts.repeats, 24
+        made.greedy(PROMPTS[:1], tokens)
+        assert counts.repeats - before < tokens * made.shape.n_layers / 4

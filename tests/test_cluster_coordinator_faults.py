@@ -126,8 +126,8 @@ def test_a_worker_without_sound_answers_is_soon_done_without(
         either.use(plan_of(either.shape, THIRDS, head=HEAD))
         request = generate(either, expected)
         assert request.recomputed == pytest.approx(TOKENS * either.shape.n_layers)
-    # Who answers everything with "forgotten" costs nothing but the asking.
-    forgets = len(either.node(1).computed) == TOKENS * (either.shape.n_layers + 1)
+    # Who answers everything with "forgotten" costs nothing but the asking, now and then twice.
+    forgets = len(either.node(1).computed) >= TOKENS * (either.shape.n_layers + 1)
     assert forgets or expelled(either) or failures(either)
     assert not expelled(either, 2)
 

@@ -190,7 +190,7 @@ class Coordinator:
                     continue
                 target = np.zeros(len(inputs) * len(shares.head_rows(worker)), np.float32)
                 parts[worker] = target.reshape(len(inputs), -1)
-                resend = now + self._tails.resend_after(worker)
+                resend = now + outstanding.resend_after(worker)
                 compare = worker in self._checked or self._is_spot(head)
                 outstanding.ask(
                     Pending(head, worker, target, inputs, now, resend, 0.0, checked=compare), content
@@ -220,7 +220,7 @@ class Coordinator:
                 target,
                 kept,
                 now,
-                now + self._tails.resend_after(worker),
+                now + self._outstanding.resend_after(worker),
                 self._shares.share_of(layer, worker),
                 fill,
                 checked=worker in self._checked or spot,

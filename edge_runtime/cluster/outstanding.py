@@ -37,6 +37,7 @@ _TOLERANCE = {True: 1e-3, False: 3e-2}
 # A contribution is let go on its deadline only where that costs so little of a token's bound; plans leave
 # a fifth of it for all such events.
 _CHEAP = 0.05
+_MOST_BACKED_OFF = 6  # attempts: eleven times as long
 _BAD_DATAGRAMS = 3  # sealed ones that cannot be right, after which a worker is expelled
 
 
@@ -79,6 +80,7 @@ class Outstanding:
         self._blocking = False
         self._asked_since: dict[int, float] = {}  # first request that nothing of use came after
         self._useful: dict[int, float] = {}  # when something did
+        self._backed_off: dict[int, int] = {}  # requests in vain, the last time that an answer came
         self.step = 0
         self.totals = Contributions()
         self.compared: set[int] = set()
@@ -135,9 +137,18 @@ class Outstanding:
             n_values=pending.target.size,
         )
 
+    def resend_after(self, worker: int, attempts: int = 0) -> float:
+        """Seconds after which to ask a worker again.
+
+        It is unknown which request an answer belongs to that was asked for twice, so its time is not learned
+        from. Where the first guess is too short that would be every answer's: so the time stays as long as
+        the last answer needed until one comes at the first request (the other half of Karn's algorithm).
+        """
+        return self._tails.resend_after(worker, attempts + self._backed_off.get(worker, 0))
+
     def _ask_again(self, pending: Pending, now: float) -> None:
         pending.attempts += 1
-        pending.resend = now + self._tails.resend_after(pending.worker, pending.attempts)
+        pending.resend = now + self.resend_after(pending.worker, pending.attempts)
         self._link.repeat(pending.worker, self.step, pending.layer, pending.missing)
         self._times.repeats += 1
 
@@ -178,10 +189,15 @@ class Outstanding:
             took = self._clock() - pending.asked
             self._times.transfer(answer.layer, took - answer.compute_seconds)
             # An answer that lay here while this device computed tells nothing about the network.
+            self._back_off(pending)
             if not pending.attempts and self._blocking:
                 self._observe(pending, took, answer.compute_seconds)
             if pending.checked:
                 self._check(pending)
+
+    def _back_off(self, pending: Pending) -> None:
+        attempts = pending.attempts and pending.attempts + self._backed_off.get(pending.worker, 0)
+        self._backed_off[pending.worker] = min(attempts, _MOST_BACKED_OFF)
 
     def _observe(self, pending: Pending, took: float, compute_seconds: float) -> None:
         """Learn from an exchange that was waited for."""

@@ -17,6 +17,7 @@ from edge_runtime.cluster.exchange import Link
 from edge_runtime.cluster.grpc_link import GrpcLink
 from edge_runtime.cluster.node import ClusterNode
 from edge_runtime.cluster.peers import Peer
+from edge_runtime.cluster.plan_shares import PlanShares
 from edge_runtime.cluster.profiling import EXCHANGE_SECONDS, ping_all
 from edge_runtime.cluster.report import NodeShare
 from edge_runtime.cluster.udp_link import UdpLink
@@ -24,7 +25,7 @@ from edge_runtime.cluster.worker_health import WorkerHealth
 from edge_runtime.engine.group_slices import PartitionShape
 from edge_runtime.errors import EdgeRuntimeError
 from edge_runtime.v1 import cluster_pb2 as wire
-from scheduler.deadlines import Tails
+from scheduler.deadlines import Tail, Tails
 from scheduler.drift import MeasuredWorker
 from scheduler.plan import Plan
 from scheduler.profiles import DeviceProfile, LinkProfile, ModelProfile
@@ -91,6 +92,19 @@ class Participants:
     def measure(self, model: ModelProfile) -> None:
         """Keep the members' profiles up to date from now on."""
         self.measured = [MeasuredWorker(member.planned(), model) for member in self.members]
+
+    def expect(self, shares: PlanShares) -> None:
+        """Have the first answers under a plan waited for as long as they should take.
+
+        The way there and back alone is too short where much is computed: what the coordinator can compute as
+        well it would compute always, and never learn how long an answer takes.
+        """
+        for member in self.members:
+            worker, tails = member.planned(), self.tails.workers
+            most = max(shares.weights_of(layer, member.node) for layer in range(shares.shape.n_layers + 1))
+            if most and not tails[member.node - 1].samples:
+                computing = worker.device.overhead_seconds + most / worker.device.bytes_per_second
+                tails[member.node - 1] = Tail(worker.link.round_trip_seconds + computing)
 
     def profiles(self) -> list[PlannedWorker]:
         """The members as they are now, for the scheduler."""

@@ -225,6 +225,7 @@ class PartitionedModel:
         """Let a plan's coordinator compute from the next token on."""
         before, same_links = self.coordinator, participants is self._participants
         calibration, planner = self.calibration, self._planner
+        participants.expect(shares)
 
         def switch() -> Coordinator:
             coordinator = Coordinator(
