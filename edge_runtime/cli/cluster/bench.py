@@ -139,7 +139,7 @@ def _as_json(measured: Measured) -> dict[str, Any]:
 
 
 def _show(spread: Report, found: Sequence[Measured]) -> None:
-    click.echo(headline(spread))
+    click.echo(headline(spread, with_mode=False))
     rows = table(*_TITLES, right=frozenset(range(1, len(_TITLES))))
     for one in found:
         rows.add_row(

@@ -33,10 +33,11 @@ def model_lines(model: Report) -> list[str]:
     return lines + [f"  {line}" for line in facts.lines()]
 
 
-def headline(model: Report) -> str:
-    """Name, plan, mode, transport."""
-    mode = model["mode"] if model["mode"] == "exact" else f"relaxed, quality {model['quality']:g}"
-    parts = [plain(model["model"]), f"plan {model['plan']}", mode]
+def headline(model: Report, *, with_mode: bool = True) -> str:
+    """Name, plan, the plan's mode, transport."""
+    parts = [plain(model["model"]), f"plan {model['plan']}"]
+    if with_mode:
+        parts.append("exact" if model["mode"] == "exact" else f"relaxed, quality {model['quality']:g}")
     if len(used_nodes(model)) > 1:
         parts.append("over datagrams" if model["transport"] == "udp" else "over gRPC streams")
     return " · ".join(parts)
