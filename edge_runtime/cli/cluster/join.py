@@ -34,7 +34,8 @@ _MOST_CHARACTERS = 1 << 16
 def command(invitation: str, name: str | None, address: str | None, as_json: bool) -> None:
     """Join with an invitation.
 
-    INVITATION is what `edgert cluster invite` printed on another device. With `-` it is read from standard input, so that it is in no list of processes or history of commands.
+    INVITATION is what `edgert cluster invite` printed on another device. With `-` it is read from standard
+    input, so that it is in no list of processes or history of commands.
     """
     import asyncio
     import socket
