@@ -29,7 +29,10 @@ def model_lines(model: Report) -> list[str]:
     facts.add_row("it waits", waits_text(model))
     if len(used_nodes(model)) > 1 or model["on_time"] or model["recomputed"]:
         facts.add_row("contributions", _contributions(model))
-        facts.add_row(_unit(model), _traffic(model))
+        workers = [node for node in model["nodes"][1:] if node["sent"]]
+        for node in workers:
+            place = f" {plain(node['name'])}" if len(workers) > 1 else ""
+            facts.add_row(f"{_unit(model)}{place}", _traffic(node))
     return lines + [f"  {line}" for line in facts.lines()]
 
 
@@ -59,13 +62,13 @@ def waits_text(model: Report) -> str:
         if any(remote[start:sync]):
             found.append(str(sync))
         start = sync
+    places = []
     if len(found) == len(layers):
-        return f"{times(trips)}, after every layer"
-    places = (
-        [f"after {'layer' if len(found) == 1 else 'the layers'} {listed(found)} of {len(layers)}"]
-        if found
-        else []
-    )
+        places.append("after every layer")
+    elif found:
+        places.append(
+            f"after {'layer' if len(found) == 1 else 'the layers'} {listed(found)} of {len(layers)}"
+        )
     places += ["for the head"] if trips > len(found) else []
     return ", ".join([times(trips), *places])
 
@@ -139,15 +142,11 @@ def _unit(model: Report) -> str:
     return "datagrams" if model["transport"] == "udp" else "messages"
 
 
-def _traffic(model: Report) -> str:
-    sums = {
-        name: sum(node[name] for node in model["nodes"])
-        for name in ("sent", "received", "repeats", "bad", "forged")
-    }
+def _traffic(node: Report) -> str:
     parts = [
-        f"{count(sums['sent'])} sent",
-        f"{count(sums['received'])} received",
-        f"{count(sums['repeats'])} asked again",
+        f"{count(node['sent'])} sent",
+        f"{count(node['received'])} received",
+        f"{count(node['repeats'])} asked again",
     ]
-    parts += [f"{count(sums[name])} {name}" for name in ("bad", "forged") if sums[name]]
+    parts += [f"{count(node[name])} {name}" for name in ("bad", "forged") if node[name]]
     return ", ".join(parts)
