@@ -37,7 +37,10 @@ _TOLERANCE = {True: 1e-3, False: 3e-2}
 # A contribution is let go on its deadline only where that costs so little of a token's bound; plans leave
 # a fifth of it for all such events.
 _CHEAP = 0.05
-_MOST_BACKED_OFF = 6  # attempts: eleven times as long
+# Answers in a row that came after a second request only: so many are bad luck, those beyond lengthen the time
+# until one is asked for again, up to so many attempts' worth, which is eleven times as long.
+_LOST_IN_A_ROW = 2
+_MOST_BACKED_OFF = 6
 _BAD_DATAGRAMS = 3  # sealed ones that cannot be right, after which a worker is expelled
 
 
@@ -80,7 +83,7 @@ class Outstanding:
         self._blocking = False
         self._asked_since: dict[int, float] = {}  # first request that nothing of use came after
         self._useful: dict[int, float] = {}  # when something did
-        self._backed_off: dict[int, int] = {}  # requests in vain, the last time that an answer came
+        self._in_a_row: dict[int, int] = {}  # answers that came after a second request only
         self.step = 0
         self.totals = Contributions()
         self.compared: set[int] = set()
@@ -141,10 +144,12 @@ class Outstanding:
         """Seconds after which to ask a worker again.
 
         It is unknown which request an answer belongs to that was asked for twice, so its time is not learned
-        from. Where the first guess is too short that would be every answer's: so the time stays as long as
-        the last answer needed until one comes at the first request (the other half of Karn's algorithm).
+        from. Where the first guess is too short that would be every answer's: so once several in a row were,
+        the time grows until an answer comes at the first request (the other half of Karn's algorithm). One
+        or two tell of datagrams that got lost.
         """
-        return self._tails.resend_after(worker, attempts + self._backed_off.get(worker, 0))
+        backed_off = min(max(self._in_a_row.get(worker, 0) - _LOST_IN_A_ROW, 0), _MOST_BACKED_OFF)
+        return self._tails.resend_after(worker, attempts + backed_off)
 
     def _ask_again(self, pending: Pending, now: float) -> None:
         pending.attempts += 1
@@ -188,16 +193,13 @@ class Outstanding:
             del self._pending[answer.layer, answer.worker]
             took = self._clock() - pending.asked
             self._times.transfer(answer.layer, took - answer.compute_seconds)
+            again = pending.attempts > 0
+            self._in_a_row[answer.worker] = self._in_a_row.get(answer.worker, 0) + 1 if again else 0
             # An answer that lay here while this device computed tells nothing about the network.
-            self._back_off(pending)
-            if not pending.attempts and self._blocking:
+            if not again and self._blocking:
                 self._observe(pending, took, answer.compute_seconds)
             if pending.checked:
                 self._check(pending)
-
-    def _back_off(self, pending: Pending) -> None:
-        attempts = pending.attempts and pending.attempts + self._backed_off.get(pending.worker, 0)
-        self._backed_off[pending.worker] = min(attempts, _MOST_BACKED_OFF)
 
     def _observe(self, pending: Pending, took: float, compute_seconds: float) -> None:
         """Learn from an exchange that was waited for."""
