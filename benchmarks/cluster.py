@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.cluster_faults import faults
 from benchmarks.cluster_lab import borrow_calibration
 from benchmarks.cluster_quality import quality
 from benchmarks.cluster_speed import clean, lossy, peer, too_slow_a_network
@@ -36,11 +37,6 @@ def main() -> int:
     tokens = 24 if options.quick else 64
     rounds = 2 if options.quick else 5
 
-    def faulty(report: Report, folder: Path) -> None:
-        from benchmarks.cluster_faults import faults
-
-        faults(report, folder)
-
     with tempfile.TemporaryDirectory(prefix="edgert-cluster-") as name:
         folder = Path(name)
         parts: dict[str, Callable[[], object]] = {
@@ -49,7 +45,7 @@ def main() -> int:
             "alone": lambda: too_slow_a_network(report, path, folder),
             "peer": lambda: peer(report, tokens=tokens),
             "quality": lambda: quality(report, folder, quick=options.quick),
-            "faults": lambda: faulty(report, folder),
+            "faults": lambda: faults(report, folder, quick=options.quick),
         }
         unknown = set(options.parts) - parts.keys()
         if unknown:

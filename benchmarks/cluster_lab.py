@@ -78,8 +78,9 @@ class ClusterLab:
 
     Args:
         folder: for the devices' homes; their shards stay there for the next lab.
-        workers: settings of each worker; the coordinator's come first.
+        devices: settings of each; the coordinator's come first.
         cores: of each device; None for any.
+        program: module of the devices' processes.
     """
 
     def __init__(
@@ -90,7 +91,9 @@ class ClusterLab:
         link: LinkModel | None = None,
         cores: list[int | None] | None = None,
         switch: Switch = "auto",
+        program: str = "benchmarks.cluster_node",
     ) -> None:
+        self._program = program
         cores = cores or [number % (os.cpu_count() or 1) for number in range(len(devices))]
         names = [chr(ord("a") + number) for number in range(len(devices))]
         hosts = [Host(name, core=core) for name, core in zip(names, cores, strict=True)]
@@ -112,7 +115,7 @@ class ClusterLab:
     def start(self, name: str) -> Device:
         """Start a device's process."""
         address = f"{self.lab.address(name)}:{_PORT}"
-        words = [sys.executable, "-m", "benchmarks.cluster_node", self._folder / name, address]
+        words = [sys.executable, "-m", self._program, self._folder / name, address]
         words += [f"{key}={value}" for key, value in self._settings[name].items()]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(_REPOSITORY)}
         log = (self._folder / f"{name}.log").open("a")

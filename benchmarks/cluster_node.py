@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import sys
 import threading
@@ -30,6 +31,7 @@ from edge_runtime.cluster.partitioned_model import PartitionedModel
 from edge_runtime.cluster.settings import ClusterSettings
 from edge_runtime.engine.engine import Engine, EngineOptions
 from edge_runtime.engine.sampling import SamplingParameters
+from edge_runtime.errors import EdgeRuntimeError
 
 Value = TypeVar("Value")
 _CHANGEABLE = ("mode", "quality", "transport", "memory_bytes")
@@ -65,6 +67,8 @@ class NodeProcess:
         self._model: PartitionedModel | None = None
         self._alone: Engine | None = None
         self._turn = threading.Lock()  # of who uses the engine: a token, or a change of plan
+        self._follows = False  # members that go and come
+        self._replanning: asyncio.Task[None] | None = None
 
     async def found(self, command: dict[str, Any]) -> dict[str, Any]:
         """Become the founder; gives one invitation for each other device."""
@@ -79,18 +83,24 @@ class NodeProcess:
         await self._start()
         return {"name": identity.name}
 
+    async def open(self, command: dict[str, Any]) -> dict[str, Any]:
+        """Take part again, as a member that was started anew."""
+        await self._start()
+        return {}
+
     async def _start(self) -> None:
         self._node = ClusterNode.open(self._home, self._settings, cache_folder=self._home / "shards")
         assert self._node is not None
+        self._node.on_change(self._members_changed)
         await self._node.start()
 
     async def load(self, command: dict[str, Any]) -> dict[str, Any]:
-        """Spread a model."""
+        """Spread a model; with ``follow`` plan anew when members go and come, as the daemon does."""
         assert self._node is not None
         await self.unload(command)
         self._set(command)
         await self._everybody()
-        options = EngineOptions(threads=1, context=command.get("context", 512), ffn=False, head=False)
+        options = replace(_engine_options(command), ffn=False, head=False)
         self._engine = await asyncio.to_thread(Engine.load, command["path"], options)
 
         def in_turn(function: Callable[[], Value]) -> Value:
@@ -103,7 +113,17 @@ class NodeProcess:
         self._model = PartitionedModel("model", self._engine, self._node, between_tokens)
         started = time.perf_counter()
         await self._model.start()
+        self._follows = command.get("follow", False)
         return {"seconds": time.perf_counter() - started} | await self.report(command)
+
+    def _members_changed(self) -> None:
+        if self._follows and (self._replanning is None or self._replanning.done()):
+            self._replanning = asyncio.create_task(self._replan_if_outdated())
+
+    async def _replan_if_outdated(self) -> None:
+        with contextlib.suppress(EdgeRuntimeError):
+            if self._model is not None and self._model.is_outdated:
+                await self._model.replan()
 
     def _set(self, command: dict[str, Any]) -> None:
         assert self._node is not None
@@ -112,8 +132,7 @@ class NodeProcess:
 
     async def load_alone(self, command: dict[str, Any]) -> dict[str, Any]:
         """The same model on this device alone, as `edgert` runs it without a cluster."""
-        options = EngineOptions(threads=1, context=command.get("context", 512))
-        self._alone = await asyncio.to_thread(Engine.load, command["path"], options)
+        self._alone = await asyncio.to_thread(Engine.load, command["path"], _engine_options(command))
         return {}
 
     async def replan(self, command: dict[str, Any]) -> dict[str, Any]:
@@ -143,7 +162,11 @@ class NodeProcess:
         return {"report": asdict(self._model.report()), "groups": groups, "members": members}
 
     async def generate(self, command: dict[str, Any]) -> dict[str, Any]:
-        """Decode greedily; times of each token but the first, in seconds."""
+        """Decode greedily.
+
+        Gives the times of each token but the first, in seconds, and, of a spread model, ``trace``: the
+        contributions that were on time, and computed here, up to each token's end.
+        """
         return await asyncio.to_thread(self._generate, command)
 
     def _generate(self, command: dict[str, Any]) -> dict[str, Any]:
@@ -158,7 +181,7 @@ class NodeProcess:
                 recorder = Recorder()
                 self._model.coordinator.record(recorder)
         engine.begin(decoding)
-        times, tokens = [], []
+        times, tokens, trace = [], [], []
         cpu = time.process_time()
         started = time.perf_counter()
         while decoding.finish_reason is None:
@@ -169,6 +192,8 @@ class NodeProcess:
             tokens += [token for _, piece in pieces for token in piece.tokens]
             if recorder is not None:
                 recorder.end_token()
+            if isinstance(decoding.forwarding, Contributions):
+                trace.append((decoding.forwarding.on_time, decoding.forwarding.recomputed))
         engine.end(decoding)
         found: dict[str, Any] = {
             "times": times[1:],
@@ -179,7 +204,7 @@ class NodeProcess:
         }
         if isinstance(decoding.forwarding, Contributions):
             counts = asdict(replace(decoding.forwarding, meter=None))
-            found["contributions"] = counts
+            found |= {"contributions": counts, "trace": trace}
         if recorder is not None:
             self._model.coordinator.record(None)  # type: ignore[union-attr]
             found["recorded"] = recorder.tokens[1:-1]
@@ -187,6 +212,9 @@ class NodeProcess:
 
     async def unload(self, command: dict[str, Any]) -> dict[str, Any]:
         """Let go of the model."""
+        self._follows = False
+        if self._replanning is not None:
+            await self._replanning
         if self._model is not None:
             await self._model.close()
         if self._engine is not None:
@@ -208,6 +236,12 @@ class NodeProcess:
         if self._node is not None:
             await self._node.stop()
         return {}
+
+
+def _engine_options(command: dict[str, Any]) -> EngineOptions:
+    return EngineOptions(
+        threads=1, context=command.get("context", 512), kv_type=command.get("kv_type", "f16")
+    )
 
 
 async def _serve(process: NodeProcess) -> None:
@@ -234,14 +268,15 @@ def _plain(value: object) -> object:
     raise TypeError(f"{type(value).__name__} is no JSON")
 
 
-def main() -> None:
-    """The program."""
+def main(make: type[NodeProcess] = NodeProcess) -> None:
+    """The program; `make` makes what the commands act on."""
     home = Path(sys.argv[1])
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     values = dict(argument.split("=", 1) for argument in sys.argv[3:])
     split_address(sys.argv[2])
+    logging.basicConfig(format="%(asctime)s %(name)s %(message)s", level=logging.INFO)
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_serve(NodeProcess(home, sys.argv[2], values)))
+        asyncio.run(_serve(make(home, sys.argv[2], values)))
     os._exit(0)  # nothing to be saved, and threads of a broken network would be waited for
 
 
