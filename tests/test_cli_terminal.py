@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -52,3 +53,11 @@ def test_no_terminal_has_no_bar(edgert: Program) -> None:
     done = subprocess.run(command(1.0), capture_output=True, text=True, env=edgert.environment(), check=True)
     assert done.stdout == "after\n"
     assert done.stderr == "a notice\n"
+
+
+def test_long_work_says_how_long_it_will_take(edgert: Program) -> None:
+    work = WORK.replace('Bar("working")', 'Bar("working", estimates=True)').format(seconds=1.5)
+    with Terminal([sys.executable, "-c", work], edgert.environment()) as terminal:
+        shown = terminal.rest()
+    # Half is done after 1.5 s and the time that importing the bar's parts took.
+    assert re.search(r"50%[^\n]*\b[123] s left", shown)

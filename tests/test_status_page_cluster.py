@@ -79,13 +79,15 @@ def test_it_shows_who_computes_what_and_where_the_time_goes(page: Page, daemon: 
         ):
             assert fact in facts
         heights = page.evaluate(
-            "[...document.querySelectorAll('.layers rect:not(.owner)')].map((r) => Number(r.getAttribute('height')))"
+            "[...document.querySelectorAll('.layers rect:not(.owner)')]"
+            ".map((r) => Number(r.getAttribute('height')))"
         )
         assert len(heights) == 6 * 3
         last = heights[-3:]  # of one layer: 1.1 ms computing, 1.0 waiting, 2.0 on the way
         assert [part / sum(last) for part in last] == pytest.approx([1.1 / 4.1, 1.0 / 4.1, 2.0 / 4.1])
         groups = page.evaluate(
-            "[...document.querySelectorAll('.layers .owner')].map((r) => [r.classList[1], r.height.baseVal.value])"
+            "[...document.querySelectorAll('.layers .owner')]"
+            ".map((r) => [r.classList[1], r.height.baseVal.value])"
         )
         assert [owner for owner, _ in groups] == ["n0", "n1"] * 6
         assert groups[0][1] / groups[1][1] == pytest.approx(15 / 9)  # of a layer; phone has none
@@ -98,7 +100,8 @@ def test_on_a_phone_what_is_not_known_takes_no_line(page: Page, daemon: RunningD
     with opened(page, daemon, told(busy_status(cluster=cluster()))):
         shown = page.evaluate(
             "[...document.querySelectorAll('#members tbody tr')]"
-            ".map((row) => [...row.cells].filter((cell) => cell.offsetHeight).map((cell) => cell.dataset.label))"
+            ".map((row) => [...row.cells].filter((cell) => cell.offsetHeight)"
+            ".map((cell) => cell.dataset.label))"
         )
         assert shown[0] == ["Member", "State", "Lends", "Threads"]
         assert shown[2] == ["Member", "State"]

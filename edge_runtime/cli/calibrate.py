@@ -52,7 +52,7 @@ _HALF = 0.5
     metavar="N",
     envvar="EDGERT_THREADS",
     show_envvar=True,
-    help="CPU threads; without it, the physical cores.",
+    help="CPU threads; without it, one or the physical cores, whichever is faster now.",
 )
 @json_option
 def command(
@@ -70,7 +70,7 @@ def command(
 
     found = ModelStore().resolve(model)
     content = _read(text)
-    with Bar(f"calibrating {found.name}") as bar:
+    with Bar(f"calibrating {found.name}", estimates=True) as bar:
         calibration = calibrate(
             found.path,
             content,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 _APPEARS_AFTER = 0.6  # seconds: what is done sooner needs no bar, and rich need not be imported
+_LEAST_SHARE = 0.02  # that must be done before its time says something about the rest
 _CONTROLS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
 
 
@@ -31,12 +33,22 @@ class Bar:
     Args:
         title: what is being done.
         counts_bytes: show sizes, speed and time left.
+        estimates: show how long it will take, for work that takes minutes and goes on evenly.
         total: of what :meth:`update` counts; None shows movement only.
     """
 
-    def __init__(self, title: str, *, counts_bytes: bool = False, total: float | None = None) -> None:
+    def __init__(
+        self,
+        title: str,
+        *,
+        counts_bytes: bool = False,
+        estimates: bool = False,
+        total: float | None = None,
+    ) -> None:
         self._title = title
         self._counts_bytes = counts_bytes
+        self._estimates = estimates
+        self._begun = time.monotonic()
         self._state: tuple[float, float | None] = (0.0, total)
         self._lock = threading.Lock()
         self._progress: Progress | None = None
@@ -69,7 +81,16 @@ class Bar:
         with self._lock:
             self._state = (done, total)
             if self._progress is not None and self._task is not None:
-                self._progress.update(self._task, completed=done, total=total)
+                self._progress.update(self._task, completed=done, total=total, left=self._left())
+
+    def _left(self) -> str:
+        """How long it will take, from how long it took so far; empty where that says nothing yet."""
+        done, total = self._state
+        spent = time.monotonic() - self._begun
+        if not self._estimates or not total or done < _LEAST_SHARE * total:
+            return ""
+        left = spent * (total - done) / done
+        return f"{left / 60:.0f} min left" if left >= 90 else f"{left:.0f} s left"
 
     def say(self, text: str) -> None:
         """A line above the bar, or on standard error where there is none."""
@@ -88,12 +109,14 @@ class Bar:
             columns += [bars.DownloadColumn(), bars.TransferSpeedColumn(), bars.TimeRemainingColumn()]
         else:
             columns += [bars.TaskProgressColumn(), bars.TimeElapsedColumn()]
+        if self._estimates:
+            columns.append(bars.TextColumn("{task.fields[left]}", markup=False))
         with self._lock:
             if self._closed:
                 return
             console = Console(stderr=True)
             self._progress = bars.Progress(*columns, console=console, transient=True, expand=True)
             done, total = self._state
-            self._task = self._progress.add_task(self._title, total=total)
+            self._task = self._progress.add_task(self._title, total=total, left=self._left())
             self._progress.update(self._task, completed=done)
             self._progress.start()

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from edge_runtime.cluster.calibration_file import Calibration, Fill
 from edge_runtime.cluster.calibration_text import Window, windows
-from edge_runtime.cluster.late_costs import Condition, Cost, Progress, costs
+from edge_runtime.cluster.late_costs import Condition, Cost, Costs, Progress, costs
 from edge_runtime.cluster.late_evaluation import LOST, MAX_LATE, LateEvaluation, Outcomes
+from edge_runtime.cluster.thread_choice import fastest_threads
 from edge_runtime.engine.architecture import Hyperparameters, check_tensors, read_hyperparameters
-from edge_runtime.engine.backend import default_threads
 from edge_runtime.engine.gguf import GGUFFile
 from edge_runtime.engine.group_slices import GroupSlices
 from edge_runtime.engine.model import Model
@@ -45,6 +45,7 @@ _MAX_LOGITS = 1 << 23  # of a window: 32 MiB, and some times as much while they 
 _LOSS = 0.05  # of contributions, where the fills are compared
 _MEAN_GAIN = 0.1  # less of the cost makes the mean worth its memory; on the demo model it is 4 %, noise
 _RUNG_STEPS = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # sync counts that are measured
+_NORM_READINGS = 3.0  # computing each group by itself, and making these shares, takes as long as so many
 _LATE_STEPS = (1, 2, 3, 4, 8, 16, 32, 64)  # lateness that is measured; between them it is interpolated
 
 
@@ -63,7 +64,7 @@ def calibrate(
         path: a GGUF file.
         text: like what the model is used for; form feeds end documents.
         group_size: neurons in a group; None chooses as everywhere.
-        threads: None takes the physical cores.
+        threads: None takes one, or the physical cores, whichever is faster now.
         max_tokens: of the text that are used. Time grows in proportion, and a little faster than with the
             square of the number of layers.
         progress: called with the share done, 0 to 1.
@@ -94,7 +95,7 @@ def calibrate(
                     hp,
                     n_cells=n_rows,
                     n_sequences=_N_SEQUENCES,
-                    threads=threads or default_threads(),
+                    threads=threads or fastest_threads(slices, min(n_rows, max_tokens)),
                     ffn=False,
                 )
             )
@@ -129,13 +130,13 @@ class _Calibrator:
 
     def run(self) -> Calibration:
         n_layers, shape = self._n_layers, self._slices.shape
-        importance, self._means = self._norms_and_means(self._phase(0.0, 0.1))
+        norms, fills, singles, ladders = _phases(n_layers)
+        importance, self._means = self._norms_and_means(self._phase(*norms))
         order = np.argsort(importance, axis=1, kind="stable")
         self._evaluation.split(_quarters(order))
-        fill = self._better_fill(self._phase(0.1, 0.15))
-        late_cost, lost_cost = self._single_layers(fill, self._phase(0.15, 0.6))
-        rungs, measured = self._rungs(fill, late_cost, self._phase(0.6, 1.0))
-        exact = costs(self._evaluation, self._windows, ())
+        fill = self._better_fill(self._phase(*fills))
+        late_cost, lost_cost = self._single_layers(fill, self._phase(*singles))
+        rungs, measured, exact = self._rungs(fill, late_cost, self._phase(*ladders))
         return Calibration(
             group_size=shape.group_size,
             importance=importance,
@@ -197,12 +198,12 @@ class _Calibrator:
             for means in (None, self._means)
             for condition in (Condition(late, means), Condition(self._random_loss, means))
         ]
-        found = [cost.divergence for cost in self._costs(conditions, progress)]
+        found = [cost.divergence for cost in self._costs(conditions, progress).of]
         zero, mean = sum(found[:2]), sum(found[2:])
         return "mean" if mean < (1 - _MEAN_GAIN) * zero else "zero"
 
-    def _costs(self, conditions: Sequence[Condition], progress: Progress) -> tuple[Cost, ...]:
-        return costs(self._evaluation, self._windows, conditions, progress).of
+    def _costs(self, conditions: Sequence[Condition], progress: Progress) -> Costs:
+        return costs(self._evaluation, self._windows, conditions, progress)
 
     def _fill(self, fill: Fill) -> Floats | None:
         return self._means if fill == "mean" else None
@@ -228,7 +229,7 @@ class _Calibrator:
             outcomes = np.zeros((1, n_layers, len(SHARES)), np.int8)
             outcomes[:, layer, : _n_parts(MEASURED_SHARE)] = late
             conditions.append(Condition(outcomes, self._fill(fill), layer))
-        found = dict(zip(places, self._costs(conditions, progress), strict=True))
+        found = dict(zip(places, self._costs(conditions, progress).of, strict=True))
         late_cost = np.full((n_layers, max(1, min(n_layers - 1, MAX_LATE))), np.inf)
         for layer in range(n_layers):
             measured = _measured_lateness(layer, n_layers)
@@ -240,8 +241,12 @@ class _Calibrator:
 
     def _rungs(
         self, fill: Fill, late_cost: NDArray[np.float64], progress: Progress
-    ) -> tuple[tuple[Rung, ...], NDArray[np.float64]]:
-        """Sync sets measured as wholes, and (n_rungs, n_shares, 2) their divergences and ln-ppl increases."""
+    ) -> tuple[tuple[Rung, ...], NDArray[np.float64], Costs]:
+        """Sync sets measured as wholes.
+
+        Returns:
+            the sets; (n_rungs, n_shares, 2) their divergences and ln-ppl increases; what the exact model did.
+        """
         steps = {*_RUNG_STEPS, self._n_layers}
         sets = [syncs for syncs in ladder(late_cost, self._n_layers) if len(syncs) in steps]
         conditions = []
@@ -252,12 +257,25 @@ class _Calibrator:
                 outcomes[:, :, :n_parts] = late[:, None]
                 start = int(np.flatnonzero(late)[0])
                 conditions.append(Condition(outcomes, self._fill(fill), start))
-        found = [Cost(0.0, 0.0)] * len(SHARES) + list(self._costs(conditions, progress))
+        costs_found = self._costs(conditions, progress)
+        found = [Cost(0.0, 0.0)] * len(SHARES) + list(costs_found.of)
         measured = np.array([(cost.divergence, cost.increase) for cost in found])
         measured = measured.reshape(len(sets), len(SHARES), 2)
         worst = np.maximum(measured.max(axis=2), 0.0).tolist()
         rungs = tuple(Rung(syncs, SHARES, tuple(row)) for syncs, row in zip(sets, worst, strict=True))
-        return rungs, measured
+        return rungs, measured, costs_found
+
+
+def _phases(n_layers: int) -> list[tuple[float, float]]:
+    """Parts of the whole time, from 0 to 1, of the four phases, by how often each reads the text."""
+    singles = 1 + sum(
+        (1 + len(_measured_lateness(layer, n_layers))) * (n_layers - layer) / n_layers
+        for layer in range(n_layers)
+    )
+    n_rungs = len({step for step in _RUNG_STEPS if step < n_layers})
+    readings = [_NORM_READINGS, 5.0, singles, 1.0 + len(SHARES) * n_rungs]
+    ends = [0.0, *np.cumsum(readings) / sum(readings)]
+    return list(pairwise(map(float, ends)))
 
 
 def _n_parts(share: float) -> int:
