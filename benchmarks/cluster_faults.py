@@ -26,6 +26,7 @@ from models.synthetic import SyntheticModel, write_synthetic_gguf
 PROMPT = [8, 9, 10, 11]
 _MOST_TOKENS = 640
 LINK = LinkModel(delay=0.00025, jitter=0.00005, seed=1)
+MEMORY = 0.9  # of the model's size that the coordinator may hold, so that it is never planned without workers
 ALLOWED = 1.0  # seconds more than one device alone
 MODEL = SyntheticModel(
     n_layers=4, n_embd=1024, n_ff=16384, n_head=8, n_head_kv=2, n_vocab=2100, n_ctx=2048, seed=1
@@ -130,7 +131,8 @@ class Faults:
         self.lab = lab
         self.coordinator.do("load_alone", path=str(path), **_LOADING)
         self._per_token = median(self._alone(_PROBE)["times"])
-        self.coordinator.do("load", path=str(path), follow=True, **_LOADING)
+        memory = int(path.stat().st_size * MEMORY)
+        self.coordinator.do("load", path=str(path), memory_bytes=memory, follow=True, **_LOADING)
 
     @property
     def coordinator(self) -> Device:
@@ -303,7 +305,7 @@ def lies(faults: Faults) -> list[Case]:
 
     def later(how: str, claim: str, holds: Callable[[Run], bool], *, same_tokens: bool = True) -> Case:
         return Case(
-            f"{how} from the middle on", 2.5, [(1.0, spoil(how))], {claim: holds}, after=spoil(None),
+            f"{how} from the middle on", 3.5, [(1.0, spoil(how))], {claim: holds}, after=spoil(None),
             same_tokens=same_tokens,
         )  # fmt: skip
 
