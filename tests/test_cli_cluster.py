@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -299,6 +300,20 @@ def test_a_cluster_joined_while_the_daemon_starts_is_noticed(alone: Device) -> N
     finally:
         process.kill()
         process.communicate()
+
+
+def test_a_calibration_of_another_model_does_not_keep_the_cluster_from_a_model(
+    alone: Device, tiny_model: Path, demo_model: Path
+) -> None:
+    alone.ok("models", "import", str(tiny_model), "--name", "tiny")
+    calibration = demo_model.with_suffix(".calibration.npz")
+    shutil.copy(calibration, alone.home / "models" / "tiny.calibration.npz")
+    alone.ok("cluster", "invite", "--name", "carl")
+    with alone.serving():
+        alone.ok("run", "--model", "tiny", "--raw", "--max-tokens", "2", "THE CAT")
+        (model,) = alone.cluster()["models"]
+        assert (model["model"], model["calibrated"]) == ("tiny", False)
+    assert "is not of the model" in alone.log.read_text()
 
 
 # --- going ------------------------------------------------------------------------------------

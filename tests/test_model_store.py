@@ -204,8 +204,9 @@ def test_models_are_listed_by_name_also_without_a_record(store: ModelStore, tiny
     assert store.get("a").source == ""
 
 
-def test_removed_model_is_gone_with_its_record(store: ModelStore, tiny_model: Path) -> None:
+def test_removed_model_is_gone_with_what_is_known_of_it(store: ModelStore, tiny_model: Path) -> None:
     store.add_file("mine", tiny_model)
+    (store.models / "mine.calibration.npz").write_bytes(b"of this model")
     store.remove("mine")
     assert list(store.models.iterdir()) == []
     with pytest.raises(ModelNotFoundError):

@@ -24,13 +24,13 @@ from edge_runtime.engine.architecture import read_hyperparameters
 from edge_runtime.engine.gguf import GGUFFile
 from edge_runtime.engine.group_slices import GroupSlices
 from edge_runtime.errors import ModelFileError, UnsupportedModelError
+from edge_runtime.model_store.paths import CALIBRATION_SUFFIX
 from edge_runtime.private_files import write_file
 from scheduler.patience import Response, Rung
 
 Fill = Literal["zero", "mean"]
 
 _VERSION = 1
-_SUFFIX = ".calibration.npz"
 _MAX_META_BYTES = 1 << 16
 _MAX_HEADER_BYTES = 1 << 12  # of an array in numpy's format
 _MAX_RUNGS, _MAX_SHARES = 64, 16
@@ -69,7 +69,7 @@ class Calibration:
 
 def calibration_path(model: Path) -> Path:
     """Where a model's calibration is kept."""
-    return model.with_name(model.stem + _SUFFIX)
+    return model.with_name(model.stem + CALIBRATION_SUFFIX)
 
 
 def model_identity(gguf: GGUFFile) -> str:

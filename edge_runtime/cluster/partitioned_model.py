@@ -93,7 +93,7 @@ class PartitionedModel:
         """
         engine = self._engine
         sys.setswitchinterval(min(sys.getswitchinterval(), _SWITCH_SECONDS))
-        self.calibration = await asyncio.to_thread(find_calibration, engine.gguf)
+        self.calibration = await asyncio.to_thread(self._sound_calibration)
         size = self.calibration.group_size if self.calibration is not None else None
         self._slices = GroupSlices(engine.gguf, engine.hyperparameters, size)
         self._manifest = await asyncio.to_thread(
@@ -105,6 +105,14 @@ class PartitionedModel:
         self._speed = await asyncio.to_thread(measure_share, self._slices.shape, backend)
         await self.replan()
         self._planning = asyncio.create_task(self._keep_planning(), name=f"plans for {self.name}")
+
+    def _sound_calibration(self) -> Calibration | None:
+        """What is known of the model; nothing where that is damaged, or of another model."""
+        try:
+            return find_calibration(self._engine.gguf)
+        except EdgeRuntimeError as error:
+            _log.warning("%s is spread as if it had never been calibrated: %s", self.name, error)
+            return None
 
     # --- plans --------------------------------------------------------------------------------
 

@@ -8,6 +8,9 @@ from pathlib import Path
 from edge_runtime.errors import ModelNotFoundError
 
 DEMO_NAME = "demo"
+CALIBRATION_SUFFIX = ".calibration.npz"
+"""What `edgert calibrate` keeps of a model NAME.gguf lies beside it as NAME and this."""
+
 _DEMO_FILE = "edge-demo-q8_0.gguf"
 
 

@@ -24,7 +24,7 @@ from edge_runtime.model_store.files import (
     sync_folder,
     write_json,
 )
-from edge_runtime.model_store.paths import DEMO_NAME, demo_model_path, home
+from edge_runtime.model_store.paths import CALIBRATION_SUFFIX, DEMO_NAME, demo_model_path, home
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -148,7 +148,7 @@ class ModelStore:
             arriving.unlink(missing_ok=True)
 
     def remove(self, name: str) -> StoredModel:
-        """Delete a model and its record.
+        """Delete a model, its record and its calibration.
 
         Raises:
             ModelNotFoundError: there is none.
@@ -159,6 +159,7 @@ class ModelStore:
             model = self.get(name)
             model.path.unlink()
             self._record(name).unlink(missing_ok=True)
+            model.path.with_name(name + CALIBRATION_SUFFIX).unlink(missing_ok=True)
             sync_folder(self.models)
         return model
 
