@@ -234,7 +234,7 @@ def test_unknown_and_expired_invitations_are_told_apart(table: Members, clock: C
     with pytest.raises(UnauthenticatedError, match="unknown"):
         table.accept("cd", "pi", "10.0.0.2:8422", b"key")
     clock.now += 900
-    with pytest.raises(UnauthenticatedError, match="expired 0 minutes ago"):
+    with pytest.raises(UnauthenticatedError, match=r"expired \d+ s ago"):
         table.accept("ab", "pi", "10.0.0.2:8422", b"key")
     clock.now += 8 * 86_400
     table.invite("ef", clock.now + 900)

@@ -60,7 +60,7 @@ async def test_expired_and_foreign_invitations_are_told_apart(tmp_path: Path) ->
     async with founder(tmp_path / "a") as first, founder(tmp_path / "other") as other:
         late = first.invite(valid_seconds=1)
         await asyncio.sleep(1.1)
-        with pytest.raises(UnauthenticatedError, match="expired 0 minutes ago"):
+        with pytest.raises(UnauthenticatedError, match=r"expired \d+ s ago"):
             await join(tmp_path / "b", late, "second", "0.0.0.0:1")
         elsewhere = other.invite(addresses=[first.address])
         with pytest.raises(UnavailableError, match="do not accept each other's certificates"):
@@ -192,7 +192,7 @@ async def test_leaving_needs_the_founder_or_force(tmp_path: Path) -> None:
         second = await joined(first, tmp_path / "b", "second")
         with pytest.raises(ForbiddenError, match=r"second could take nobody in .* --force"):
             await leave(first.home)
-    with pytest.raises(UnavailableError, match="--force leaves without telling"):
+    with pytest.raises(UnavailableError, match=r"cannot be told .*--force. leaves all the same"):
         await leave(second.home)
     assert read_identity(second.home) is not None
     assert (await leave(second.home, force=True)) is not None

@@ -130,7 +130,10 @@ async def _tell(home: Path, identity: Identity) -> None:
         try:
             await client.leave()
         except (UnavailableError, DeadlineError) as error:
-            raise type(error)(f"{error}; --force leaves without telling the founder") from error
+            raise type(error)(
+                f"{founder.name} founded the cluster and cannot be told (`edgert cluster leave --force` "
+                f"leaves all the same): {error}"
+            ) from error
         except ForbiddenError:
             pass  # it was taken out already
 

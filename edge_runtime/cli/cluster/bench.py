@@ -152,7 +152,7 @@ def _show(spread: Report, found: Sequence[Measured]) -> None:
         )
     rows.print()
     if len(used_nodes(spread)) == 1:
-        click.echo(f"\n{plain(spread['model'])} is computed by this device alone: {plain(spread['reason'])}")
+        click.echo(f"\nOnly this device computes, so the modes do not differ: {plain(spread['reason'])}")
     if not spread["calibrated"]:
         click.echo(
             "\nrelaxed was not measured: this model was never calibrated; `edgert calibrate MODEL --text "
