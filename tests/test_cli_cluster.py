@@ -316,6 +316,19 @@ def test_a_calibration_of_another_model_does_not_keep_the_cluster_from_a_model(
     assert "is not of the model" in alone.log.read_text()
 
 
+def test_discovery_without_its_extra_says_how_to_install_it(alone: Device, tmp_path: Path) -> None:
+    hidden = tmp_path / "hidden" / "zeroconf"
+    hidden.mkdir(parents=True)
+    (hidden / "__init__.py").write_text("raise ModuleNotFoundError('none', name='zeroconf')\n")
+    alone.ok("cluster", "invite", "--name", "carl")
+    settings = {"PYTHONPATH": str(hidden.parent), "EDGERT_CLUSTER_DISCOVERY": "true"}
+    done = alone("serve", environment=settings)
+    assert done.code == 7
+    assert 'pip install "edge-runtime[discovery]"' in done.err
+    assert "Traceback" not in done.err
+    assert "never awaited" not in done.err
+
+
 # --- going ------------------------------------------------------------------------------------
 
 

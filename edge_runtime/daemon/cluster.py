@@ -66,6 +66,7 @@ class Cluster:
 
         Raises:
             ConfigError: the cluster's files are damaged, or its address cannot be listened at.
+            DependencyError: the extra `discovery` is asked for and not installed.
         """
         if self._node is not None or read_identity(self._home) is None:
             return
@@ -78,7 +79,11 @@ class Cluster:
             raise ConfigError(f"[cluster]: {error}") from error
         if node is None:
             return
-        await node.start()
+        try:
+            await node.start()
+        except BaseException:
+            await node.stop()
+            raise
         node.on_change(self._members_changed)
         self._node = node
 
