@@ -18,6 +18,7 @@ from typing import Any
 from benchmarks.cluster_lab import ClusterLab, Device
 from benchmarks.cluster_speed import fresh
 from benchmarks.netlab import LinkModel
+from benchmarks.other_programs import OtherPrograms
 from benchmarks.report import Report
 from edge_runtime.engine.gguf import GGUFFile
 from models.synthetic import SyntheticModel, write_synthetic_gguf
@@ -34,8 +35,9 @@ MODEL = SyntheticModel(
 _CONTEXT = 1024
 _CACHE = Path(__file__).parent.parent / ".cache" / "benchmarks"
 _PROBE = 40  # tokens
-_STEADY = 0.15
-_ATTEMPTS = 3
+_QUIET = 0.1  # cores that other programs may keep busy
+_TRIES = 2
+_NICENESS = -10  # of all devices, the one alone among them: what else runs here has no part in this
 _PATIENCE = 60.0
 _PROGRAM = "benchmarks.cluster_bad_worker"
 _LOADING: dict[str, Any] = {"context": _CONTEXT, "kv_type": "f32", "mode": "exact"}
@@ -72,9 +74,11 @@ class Run:
 
     Args:
         answer: of `cluster_node`'s ``generate``; report: of its ``report`` after it.
+        others: cores that other programs kept busy meanwhile.
     """
 
-    def __init__(self, answer: dict[str, Any], report: dict[str, Any]) -> None:
+    def __init__(self, answer: dict[str, Any], report: dict[str, Any], others: float = 0.0) -> None:
+        self.others = others
         self.seconds: float = answer["seconds"]
         self.tokens: list[int] = answer["tokens"]
         self.times: list[float] = answer["times"]
@@ -148,31 +152,35 @@ class Faults:
         return self.coordinator.do("generate", prompt=PROMPT, tokens=tokens, alone=True)
 
     def try_out(self, case: Case) -> None:
-        """One device alone, then the cluster with the fault, then one device alone for a moment.
+        """One device alone, then the cluster with the fault.
 
-        Where the latter is faster or slower than at first, this machine had other things to do meanwhile, and
-        it is done again, whatever it gave.
+        While other programs keep this machine busy both are measured again, whatever was found; what counts
+        is the time with the least of that.
         """
         tokens = min(int(case.seconds / self._per_token), _MOST_TOKENS)
-        attempts, drift = 0, 1.0
-        while abs(drift) >= _STEADY and attempts < _ATTEMPTS:
-            attempts += 1
+        tries: list[tuple[float, dict[str, Any], Run]] = []
+        while len(tries) < _TRIES and min((busy for busy, _, _ in tries), default=1.0) > _QUIET:
+            others = OtherPrograms()
             alone = self._alone(tokens)
+            meanwhile = others.cores()
             run = self._run(case, tokens)
-            drift = median(self._alone(_PROBE)["times"]) / median(alone["times"]) - 1
-        self._judge(case, run, alone, {"attempts": attempts, "drift of one device alone": round(drift, 2)})
+            tries.append((max(meanwhile, run.others), alone, run))
+        busy, alone, run = min(tries, key=lambda one: one[0])
+        self._judge(case, run, alone, {"tries": len(tries), "cores busy with other programs": round(busy, 2)})
 
     def _run(self, case: Case, tokens: int) -> Run:
         case.before()
         self.coordinator.do(
             "replan", transport=case.transport
         )  # new sessions, and nobody is held to the past
+        others = OtherPrograms()
         self.coordinator.send("generate", prompt=PROMPT, tokens=tokens)
         began = time.monotonic()
         for at, act in case.steps:
             time.sleep(max(began + at - time.monotonic(), 0.0))
             act()
-        run = Run(self.coordinator.receive(), self.coordinator.do("report"))
+        answer = self.coordinator.receive()
+        run = Run(answer, self.coordinator.do("report"), others.cores())
         run.claims = {claim: holds(run) for claim, holds in case.happened.items()}
         case.after()
         return run
@@ -333,7 +341,9 @@ def thirds(report: Report, folder: Path, path: Path) -> None:
     lends = int(ffn * 0.36)
     devices = [{"lend_bytes": 0}, *({"lend_bytes": lends} for _ in range(3))]
     tokens = 100
-    with ClusterLab(fresh(folder, "thirds"), devices, link=LINK, cores=[0, 0, 1, 1]) as lab:
+    with ClusterLab(
+        fresh(folder, "thirds"), devices, link=LINK, cores=[0, 0, 1, 1], niceness=_NICENESS
+    ) as lab:
         coordinator = lab.coordinator
         coordinator.do("load_alone", path=str(path), **_LOADING)
         alone = coordinator.do("generate", prompt=PROMPT, tokens=tokens, alone=True)
@@ -372,7 +382,7 @@ def faults(report: Report, folder: Path, *, quick: bool = False) -> None:
     path = model_file()
     # As much as two plans may take: both are held while one follows the other.
     devices = [{"lend_bytes": 0}, {"lend_bytes": 2 * path.stat().st_size}]
-    with ClusterLab(fresh(folder, "faults"), devices, link=LINK, program=_PROGRAM) as lab:
+    with ClusterLab(fresh(folder, "faults"), devices, link=LINK, program=_PROGRAM, niceness=_NICENESS) as lab:
         trial = Faults(report, lab, path)
         more = [] if quick else more_absences(trial)
         for case in (*absences(trial), *lies(trial), *more):

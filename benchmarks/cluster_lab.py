@@ -29,7 +29,6 @@ from models.demo.paths import MODEL_PATH
 _PORT = 8422
 _REPOSITORY = Path(__file__).resolve().parents[1]
 _PATIENCE = 300.0
-_PRIORITY = -10
 
 
 class DeviceError(RuntimeError):
@@ -82,6 +81,7 @@ class ClusterLab:
         devices: settings of each; the coordinator's come first.
         cores: of each device; None for any.
         program: module of the devices' processes.
+        niceness: of these processes; below 0 they run before what else runs on this machine.
     """
 
     def __init__(
@@ -93,8 +93,10 @@ class ClusterLab:
         cores: list[int | None] | None = None,
         switch: Switch = "auto",
         program: str = "benchmarks.cluster_node",
+        niceness: int = 0,
     ) -> None:
         self._program = program
+        self._niceness = niceness
         cores = cores or [number % (os.cpu_count() or 1) for number in range(len(devices))]
         names = [chr(ord("a") + number) for number in range(len(devices))]
         hosts = [Host(name, core=core) for name, core in zip(names, cores, strict=True)]
@@ -131,8 +133,7 @@ class ClusterLab:
             cwd=_REPOSITORY,
         )
         log.close()
-        # A host stands for a machine of its own: what else runs on this one is to have no part in its times.
-        os.setpriority(os.PRIO_PROCESS, process.pid, _PRIORITY)
+        os.setpriority(os.PRIO_PROCESS, process.pid, self._niceness)
         self.devices[name] = Device(name, process, address)
         return self.devices[name]
 
