@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -218,13 +217,14 @@ def _no_room(time: TimeModel) -> str:
             f"{megabytes(model.coordinator_bytes)} for attention and embeddings, which cannot be spread; "
             "raise its memory limit or take a smaller model"
         )
+    lenders = "1 worker" if len(time.workers) == 1 else f"{len(time.workers)} workers"
+    others = f" and {lenders} {megabytes(lent)}" if lent else ", and no other device lends any"
     return (
         f"the model needs {megabytes(model.total_bytes)}; {coordinator.name} may hold "
-        f"{megabytes(coordinator.memory_bytes)} and {len(time.workers)} workers {megabytes(lent)}; "
-        "add a worker or raise a memory limit"
+        f"{megabytes(coordinator.memory_bytes)}{others}; add a worker or raise a memory limit"
     )
 
 
 def megabytes(count: float) -> str:
     """Bytes for a person."""
-    return f"{math.ceil(count / 1e6)} MB"
+    return f"{count / 1e6:.0f} MB" if count >= 1e7 else f"{count / 1e6:.1f} MB"

@@ -17,8 +17,8 @@ def _milliseconds(seconds: float) -> str:
     return f"{value:.1f} ms" if value < 10 else f"{value:.0f} ms"
 
 
-def _devices(count: int) -> str:
-    return "1 device is" if count == 1 else f"{count} devices are"
+def _all_devices(count: int) -> str:
+    return "both devices are" if count == 2 else f"all {count} devices are"
 
 
 def reason_for(time: TimeModel, chosen: Draft, alone: Draft | None, best: Draft | None) -> str:
@@ -47,9 +47,9 @@ def reason_for(time: TimeModel, chosen: Draft, alone: Draft | None, best: Draft 
     if len(left_out):
         return f"{count} of {total} devices are used: {_left_out(time, left_out.tolist())}"
     if alone is None:
-        return f"all {_devices(count)} used: the model does not fit {time.coordinator.name} alone"
+        return f"{_all_devices(count)} used: the model does not fit {time.coordinator.name} alone"
     return (
-        f"all {_devices(count)} used: {_milliseconds(chosen.seconds)} a token, "
+        f"{_all_devices(count)} used: {_milliseconds(chosen.seconds)} a token, "
         f"{_milliseconds(alone.seconds)} on {time.coordinator.name} alone"
     )
 

@@ -100,7 +100,7 @@ def test_status_watches_until_it_is_interrupted(pair: tuple[Device, Device]) -> 
 def test_plan_says_why_it_is_as_it_is(pair: tuple[Device, Device]) -> None:
     anna, berta = pair
     shown = anna.ok("cluster", "plan").out
-    assert "All 2 devices are used: the model does not fit anna alone." in shown
+    assert "Both devices are used: the model does not fit anna alone." in shown
     assert re.search(r"^anna +\d+ % +\d+ .* GB/s +- +- +-$", shown, re.MULTILINE)
     assert re.search(r"^berta +\d+ % +\d+ .* ms ± .* ms +\d+ % +\d$", shown, re.MULTILINE)
     assert "A token should take" in shown

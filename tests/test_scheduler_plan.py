@@ -242,7 +242,7 @@ def test_quick_link_is_used_and_the_slow_one_named() -> None:
 def test_memory_forces_groups_out_over_few_layers_where_links_are_slow() -> None:
     plan = make_plan(model(), device("c", 0.6), [Worker(device("w", 0.6), WIRELESS)], importance(model()))
     assert plan.alone_seconds is None
-    assert plan.reason == "all 2 devices are used: the model does not fit c alone"
+    assert plan.reason == "both devices are used: the model does not fit c alone"
     # Each remote layer costs 4 ms, a whole layer computes in 1.4: rather few layers, and most of each.
     assert plan.round_trips <= 13
     assert plan.syncs == tuple(range(1, 23))
@@ -323,7 +323,7 @@ def test_head_is_spread_only_where_that_pays() -> None:
 
 def test_model_without_room_says_what_is_needed() -> None:
     workers = [Worker(device("w", 0.2), WIRED)]
-    with pytest.raises(SchedulingError, match=r"the model needs 619 MB; c may hold 186 MB and 1 workers 124"):
+    with pytest.raises(SchedulingError, match=r"the model needs 619 MB; c may hold 186 MB and 1 worker 124"):
         make_plan(model(), device("c", 0.3), workers, importance(model()))
     with pytest.raises(SchedulingError, match="attention and embeddings, which cannot be spread"):
         make_plan(model(), device("c", 0.1), [Worker(device("w", 3.0), WIRED)], importance(model()))

@@ -97,7 +97,7 @@ class Coordinator:
         for one in self.health:
             one.verified = False  # of other groups than the plan before had
         self.times = StepTimes(computer.shape.n_layers)
-        self._outstanding = Outstanding(link, tails, self.health, self.times, measured)
+        self._outstanding = Outstanding(link, tails, self.health, self.times, shares.plan.names, measured)
 
     @property
     def plan_shares(self) -> PlanShares:

@@ -70,6 +70,7 @@ class Outstanding:
         tails: Tails,
         health: Sequence[WorkerHealth],
         times: StepTimes,
+        names: Sequence[str],
         measured: Sequence[MeasuredWorker] | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -77,6 +78,7 @@ class Outstanding:
         self._tails = tails
         self._health = health
         self._times = times
+        self._names = names  # of the nodes, for the log
         self._measured = measured
         self._clock = clock
         self._pending: dict[tuple[int, int], Pending] = {}
@@ -220,7 +222,7 @@ class Outstanding:
             if refusal.reason is RefusalReason.FORGOTTEN:
                 self._recompute(pending)
             else:
-                _log.warning("worker %d refuses: %s", refusal.worker, refusal.reason.name.lower())
+                _log.warning("%s refuses: %s", self._names[refusal.worker], refusal.reason.name.lower())
                 self.fail(refusal.worker)
 
     def _check(self, pending: Pending) -> None:
@@ -329,13 +331,13 @@ class Outstanding:
         self._asked_since.pop(worker, None)
         if self._measured is not None:
             self._measured[worker - 1].failed()
-        _log.warning("worker %d does not answer; its groups are computed here", worker)
+        _log.warning("%s does not answer; its groups are computed here", self._names[worker])
         self._recompute_all(worker)
 
     def expel(self, worker: int, reason: str) -> None:
         """Never ask a worker again; what it owes is computed here."""
         self._health[worker].expel(reason)
-        _log.error("worker %d is not asked any more: %s", worker, reason)
+        _log.error("%s is not asked any more: %s", self._names[worker], reason)
         self._recompute_all(worker)
 
     def _recompute_all(self, worker: int) -> None:
