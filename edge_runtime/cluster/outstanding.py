@@ -26,6 +26,8 @@ _log = logging.getLogger("edgert.cluster")
 
 # Longest wait for a worker, whatever was measured: what a person notices.
 LONGEST_WAIT = 0.25
+# How much longer to wait for what is computed here from the model's file.
+_FROM_FILE = 2.0
 # A worker that gave nothing of use for so long while it was asked is left alone for a while, whatever else it
 # said. What it owes is computed here well before that.
 _USELESS_SECONDS = 0.1
@@ -287,10 +289,11 @@ class Outstanding:
         return wake
 
     def _limit(self, pending: Pending) -> float:
-        """Seconds after which a contribution is computed here: sooner where that is cheap."""
-        if self._shares.is_resident(pending.layer, pending.worker):
-            return min(self._tails.hard_limit(pending.worker), LONGEST_WAIT)
-        return LONGEST_WAIT
+        """Seconds after which a contribution is computed here: sooner where its weights are in memory."""
+        limit = self._tails.hard_limit(pending.worker)
+        if not self._shares.is_resident(pending.layer, pending.worker):
+            limit *= _FROM_FILE
+        return min(limit, LONGEST_WAIT)
 
     def _may_wait_for_later(self, pending: Pending, *, final: bool) -> bool:
         """Whether it costs every request little if this comes at the next boundary, or never."""
