@@ -8,10 +8,12 @@ import logging
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Protocol, TypeVar
 
 import psutil
 
+from edge_runtime.cluster.background import in_background
 from edge_runtime.cluster.calibration_file import Calibration, find_calibration
 from edge_runtime.cluster.contributions import Contributions
 from edge_runtime.cluster.coordinator import Coordinator
@@ -135,7 +137,7 @@ class PartitionedModel:
     async def _carry_out(self, participants: Participants) -> None:
         """Plan for these members as they are now, and switch to the plan."""
         plan = await self._prepared_plan(participants)
-        shares = await asyncio.to_thread(self._shares, plan)
+        shares = await in_background(lambda: self._shares(plan))
         await self._install(shares, participants)
         self._drift.changed(time.monotonic())
         self._expected = self._planner.seconds(plan, self.own_profile(), participants.profiles())
@@ -146,8 +148,8 @@ class PartitionedModel:
         unfit: set[str] = set()
         while True:
             self._number += 1
-            plan = await asyncio.to_thread(
-                self._planner.plan, self._number, self.own_profile(), participants.profiles(), unfit
+            plan = await in_background(
+                partial(self._planner.plan, self._number, self.own_profile(), participants.profiles(), unfit)
             )
             working = [member for member in participants.members if member.node in plan.nodes_used]
             outcomes = await asyncio.gather(
@@ -188,7 +190,7 @@ class PartitionedModel:
         # Looking for a better plan takes this device's time; where nothing has changed there is none.
         if abs(now / self._expected - 1) < _NOTEWORTHY:
             return
-        best = await asyncio.to_thread(self._planner.plan, self._number, own, profiles)
+        best = await in_background(partial(self._planner.plan, self._number, own, profiles))
         if self._drift.consider(now, best.seconds_per_token, time.monotonic()):
             await self._carry_out(participants)
 

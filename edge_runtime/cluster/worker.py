@@ -8,7 +8,9 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
+from edge_runtime.cluster.background import in_background
 from edge_runtime.cluster.control_channel import open_sync_channel
 from edge_runtime.cluster.control_gate import Caller
 from edge_runtime.cluster.control_server import WorkedModel
@@ -200,7 +202,7 @@ class Worker:
 
         with self._sources(caller, list(request.sources)) as sources:
             fetch = ShardFetch(worked.manifest, missing, self._cache, sources, progress=report)
-            task = asyncio.ensure_future(asyncio.to_thread(load, fetch))
+            task = asyncio.create_task(in_background(partial(load, fetch)))
             try:
                 await asyncio.shield(task)
             except asyncio.CancelledError:
