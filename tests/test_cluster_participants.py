@@ -8,7 +8,7 @@ import pytest
 from cluster_fixture import plan_of, spread, write_model
 
 from edge_runtime.cluster.members import Member
-from edge_runtime.cluster.participants import Participant, Participants
+from edge_runtime.cluster.participants import Participant, Participants, with_bandwidth
 from edge_runtime.cluster.peers import Peer
 from scheduler.profiles import DeviceProfile, LinkProfile
 
@@ -36,6 +36,15 @@ def test_what_was_measured_is_not_replaced_by_what_is_expected(tmp_path: Path) -
         participants.tails.observe(1, 0.02)
         participants.expect(shares)
         assert participants.tails.workers[0].mean == pytest.approx(0.02)
+
+
+def test_a_stream_that_stalls_by_loss_does_not_make_the_link_narrow() -> None:
+    stalled, fine = LinkProfile(0.004, 1e-4, 32_000), LinkProfile(0.004, 1e-4, 1e7)
+    found = with_bandwidth(LinkProfile(0.004, 5e-4, loss=0.1), stalled)
+    assert 1e6 < found.bytes_per_second < 2e6
+    assert (found.round_trip_seconds, found.jitter_seconds, found.loss) == (0.004, 5e-4, 0.1)
+    assert with_bandwidth(LinkProfile(0.004, 5e-4, loss=0.1), fine).bytes_per_second == 1e7
+    assert with_bandwidth(LinkProfile(0.004, 5e-4), stalled).bytes_per_second == 32_000
 
 
 def participant(node: int) -> Participant:

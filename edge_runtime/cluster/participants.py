@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -34,6 +35,7 @@ from scheduler.profiles import Worker as PlannedWorker
 _log = logging.getLogger("edgert.cluster")
 
 MAX_PARTICIPANTS = 63
+_SEGMENT_BYTES = 1448  # of TCP in an Ethernet frame
 _PROBED_NEURONS = 1024  # of the share that a member's speed is measured with
 _SHARE_SECONDS = 15e-6  # of starting to compute a share, however small; measured
 
@@ -169,7 +171,7 @@ async def gather(node: ClusterNode, peers: Sequence[Peer], model: str, shape: Pa
         profiles = await asyncio.to_thread(ping_all, link, [member.node for member in members])
         for member in members:
             profile = profiles[member.node]
-            member.link = profile and _with_bandwidth(profile, member.stream_round_trip)
+            member.link = profile and with_bandwidth(profile, member.stream_round_trip)
         silent = [member for member in members if member.link is None]
         names = ", ".join(member.name for member in silent)
         if not silent or transport == "udp":
@@ -257,11 +259,14 @@ def _host(member: Participant) -> str:
     return split_address(member.peer.member.address)[0]
 
 
-def _with_bandwidth(profile: LinkProfile, stream: LinkProfile) -> LinkProfile:
-    return LinkProfile(
-        profile.round_trip_seconds,
-        profile.jitter_seconds,
-        stream.bytes_per_second,
-        profile.loss,
-        profile.overhead_seconds,
-    )
+def with_bandwidth(profile: LinkProfile, stream: LinkProfile) -> LinkProfile:
+    """What datagrams found, with the bandwidth that a stream found.
+
+    Where packets get lost a stream slows down and stalls, which says little about the link: it counts as at
+    least as wide as such a stream is in the mean, 1.22 segments a round trip over the root of the loss
+    (Mathis et al. 1997, "The macroscopic behavior of the TCP congestion avoidance algorithm").
+    """
+    width = stream.bytes_per_second
+    if profile.loss > 0:
+        width = max(width, 1.22 * _SEGMENT_BYTES / profile.round_trip_seconds / math.sqrt(profile.loss))
+    return replace(profile, bytes_per_second=width)
