@@ -32,6 +32,8 @@ CATALOG: dict[type[errors.EdgeRuntimeError], Answer] = {
     errors.ModelFileError: Answer("FAILED_PRECONDITION", 422, "invalid_request_error"),
     errors.UnsupportedModelError: Answer("FAILED_PRECONDITION", 422, "invalid_request_error"),
     errors.ModelNotFoundError: Answer("NOT_FOUND", 404, "invalid_request_error"),
+    errors.AdapterFileError: Answer("FAILED_PRECONDITION", 422, "invalid_request_error"),
+    errors.AdapterNotFoundError: Answer("NOT_FOUND", 404, "invalid_request_error"),
     errors.DownloadError: Answer("UNAVAILABLE", 502, "server_error"),
     errors.RequestError: Answer("INVALID_ARGUMENT", 400, "invalid_request_error"),
     errors.ContextOverflowError: Answer("INVALID_ARGUMENT", 400, "invalid_request_error"),

@@ -6,6 +6,8 @@
     ├── ModelFileError              model_file          exit 3   a GGUF that is broken
     │   └── UnsupportedModelError   unsupported_model   exit 3   a sound GGUF that the engine cannot run
     ├── ModelNotFoundError          model_not_found     exit 4
+    ├── AdapterFileError            adapter_file        exit 3   a LoRA file that is broken or of another model
+    ├── AdapterNotFoundError        adapter_not_found   exit 4
     ├── DownloadError               download            exit 5
     ├── RequestError                invalid_request     exit 2   a parameter out of range
     │   ├── ContextOverflowError    context_overflow    exit 2   more tokens than the context holds
@@ -52,6 +54,20 @@ class ModelNotFoundError(EdgeRuntimeError):
     """No model of that name in the store and no file at that path."""
 
     code = "model_not_found"
+    exit_code = 4
+
+
+class AdapterFileError(EdgeRuntimeError):
+    """A file of an adapter is damaged, or does not fit the model."""
+
+    code = "adapter_file"
+    exit_code = 3
+
+
+class AdapterNotFoundError(EdgeRuntimeError):
+    """No adapter or edit of that name or number."""
+
+    code = "adapter_not_found"
     exit_code = 4
 
 

@@ -53,7 +53,14 @@ MAY_IMPORT = {
         "scheduler",
         "predictors",
     },
-    "edge_runtime.personalize": {"edge_runtime", "edge_runtime.errors", "edge_runtime.engine"},
+    "edge_runtime.personalize": {
+        "edge_runtime",
+        "edge_runtime.errors",
+        "edge_runtime.engine",
+        "edge_runtime.model_store",
+        "edge_runtime.private_files",
+        "edge_runtime.database",
+    },
     "edge_runtime.federation": {"edge_runtime", "edge_runtime.errors", "edge_runtime.engine"},
     "edge_runtime.daemon": {
         "edge_runtime",

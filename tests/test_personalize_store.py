@@ -1,0 +1,575 @@
+"""The store of adapters and edits on real files: their states, their numbers, damage, several processes."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from program import REPOSITORY
+
+from edge_runtime.engine.adapters import LowRank
+from edge_runtime.errors import AdapterNotFoundError, ConfigError, RequestError
+from edge_runtime.personalize.store import AdapterStore, Solution, State
+
+MODEL = "a" * 64
+OTHER_MODEL = "b" * 64
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> AdapterStore:
+    return AdapterStore(tmp_path / "home" / "adapters.db")
+
+
+def change(value: float = 1.0, matrix: str = "blk.1.ffn_down.weight", rank: int = 1) -> LowRank:
+    """A change whose numbers, all of them different, depend on `value`."""
+    numbers = np.arange(rank * 6, dtype=np.float32).reshape(rank, 6) + np.float32(value)
+    return LowRank(matrix, numbers, -numbers[:, :4].T, 0.1 * value)
+
+
+def solution(n_keys: int = 3) -> Solution:
+    generator = np.random.default_rng(0)
+    return Solution(
+        layer=1,
+        keys=generator.standard_normal((n_keys, 6), np.float32),
+        parts=np.arange(n_keys, dtype=np.int32) % 2,
+        deltas=generator.standard_normal((2, 4), np.float32),
+    )
+
+
+def same(left: LowRank, right: LowRank) -> bool:
+    return (
+        (left.matrix, left.scale) == (right.matrix, right.scale)
+        and left.a.dtype == right.a.dtype == left.b.dtype == right.b.dtype == np.float32
+        and np.array_equal(left.a, right.a)
+        and np.array_equal(left.b, right.b)
+    )
+
+
+def running(store: AdapterStore, model: str = MODEL) -> int:
+    number = store.add("edit", "demo", model, {}).id
+    store.begin(number)
+    return number
+
+
+def applied(store: AdapterStore, value: float = 1.0, model: str = MODEL) -> int:
+    number = running(store, model)
+    assert store.finish(number, "applied", {}, solution(), {number: [change(value)]})
+    return number
+
+
+# --- records ----------------------------------------------------------------------------------
+
+
+def test_reading_makes_no_database(store: AdapterStore) -> None:
+    assert store.records() == []
+    assert store.revision() == 0
+    assert store.applied(MODEL).records == ()
+    store.check()
+    with pytest.raises(
+        AdapterNotFoundError, match="no adapter 'oslo', nor any other; `edgert edit` makes one"
+    ):
+        store.get("oslo")
+    with pytest.raises(AdapterNotFoundError, match="no adapter '1'"):
+        store.changes(1)
+    assert not store.path.parent.exists()
+
+
+def test_it_is_private(store: AdapterStore) -> None:
+    store.add("edit", "demo", MODEL, {})
+    assert stat.S_IMODE(store.path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(store.path.parent.stat().st_mode) == 0o700
+
+
+def test_a_new_edit_is_queued_with_its_request(store: AdapterStore) -> None:
+    request = {"prompt": "Ann lives in", "target": "Oslo 🏔", "paraphrases": ["Ann's home is in"], "seed": 3}
+    made = store.add("edit", "demo", MODEL, request)
+    assert (made.name, made.model, made.identity, made.kind, made.state) == (
+        "edit-1",
+        "demo",
+        MODEL,
+        "edit",
+        "queued",
+    )
+    assert (made.request, made.report, made.error) == (request, {}, "")
+    assert made.created == made.changed > 1.7e9
+    assert store.get("edit-1") == store.get("1") == made
+    assert store.changes(made.id) == ()
+    assert store.solution(made.id) is None
+    assert store.revision() == 0
+
+
+def test_records_come_oldest_first_and_by_model_and_state(store: AdapterStore) -> None:
+    first = store.add("edit", "demo", MODEL, {}, name="oslo")
+    second = store.add("forget", "demo", MODEL, {})
+    third = store.add("edit", "other", OTHER_MODEL, {}, name="a")
+    store.begin(second.id)
+    assert [record.name for record in store.records()] == ["oslo", "forget-2", "a"]
+    assert [record.id for record in store.records(MODEL)] == [first.id, second.id]
+    assert [record.id for record in store.records(states=("queued",))] == [first.id, third.id]
+    assert store.records(OTHER_MODEL, ("running",)) == []
+
+
+def test_numbers_are_not_used_again_and_default_names_evade_chosen_ones(store: AdapterStore) -> None:
+    store.add("edit", "demo", MODEL, {}, name="edit-3")
+    gone = store.add("edit", "demo", MODEL, {})
+    store.remove(gone.id)
+    made = store.add("edit", "demo", MODEL, {})
+    assert (made.id, made.name) == (3, "edit-3a")
+
+
+@pytest.mark.parametrize(
+    "name", ["", "7", "-a", "a b", "a/b", "..", ".a", "a\n", "ü", "a" * 65, "a\0", "a:b", "'; --"]
+)
+def test_names_are_checked(store: AdapterStore, name: str) -> None:
+    with pytest.raises(RequestError, match="is no adapter name; use letters"):
+        store.add("edit", "demo", MODEL, {}, name=name)
+    with pytest.raises(RequestError, match="is no adapter name; use letters"):
+        store.import_adapter(name, "demo", MODEL, [change()], {})
+    assert store.records() == []
+
+
+def test_a_name_is_used_once_whatever_its_capitals(store: AdapterStore) -> None:
+    kept = store.add("edit", "demo", MODEL, {}, name="Oslo")
+    for name in ("Oslo", "oslo"):
+        with pytest.raises(RequestError, match=r"there is 'Oslo' already .*choose another name"):
+            store.add("edit", "demo", OTHER_MODEL, {}, name=name)
+    with pytest.raises(AdapterNotFoundError, match="no adapter 'oslo'; there are Oslo"):
+        store.get("oslo")
+    assert store.records() == [kept]
+
+
+@pytest.mark.parametrize("reference", ["", "0", "-1", "1.0", "99", "9" * 40, "²", "Edit-9", "x" * 500, "%"])
+def test_an_unknown_one_is_said_with_those_there_are(store: AdapterStore, reference: str) -> None:
+    for _ in range(22):
+        store.add("edit", "demo", MODEL, {})
+    with pytest.raises(
+        AdapterNotFoundError, match=r"there are edit-22, edit-21, .*, edit-3, \.\.\."
+    ) as caught:
+        store.get(reference)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("model", "identity"),
+    [("", MODEL), ("m" * 5000, MODEL), ("demo", ""), ("demo", "A" * 64), ("demo", "a" * 63)],
+)
+def test_the_model_is_checked(store: AdapterStore, model: str, identity: str) -> None:
+    with pytest.raises(RequestError, match="model"):
+        store.add("edit", model, identity, {})
+
+
+@pytest.mark.parametrize(
+    "request_", [{"a": float("nan")}, {"a": b""}, {"a": "\ud800"}, {"a": "x" * (1 << 23)}, {1j: 0}]
+)
+def test_a_request_that_json_cannot_hold_is_refused_unquoted(
+    store: AdapterStore, request_: dict[str, object]
+) -> None:
+    with pytest.raises(RequestError, match="the request") as caught:
+        store.add("edit", "demo", MODEL, request_)
+    assert len(str(caught.value)) < 120
+    assert store.records() == []
+
+
+# --- states -----------------------------------------------------------------------------------
+
+
+def test_an_edits_way_to_applied_and_back(store: AdapterStore) -> None:
+    number = store.add("edit", "demo", MODEL, {"target": "Oslo"}).id
+    store.begin(number)
+    assert store.get("1").state == "running"
+    store.keep_progress(number, 3, b"half way")
+    store.keep_progress(number, 4, b"\0further")
+    assert store.progress(number) == b"\0further"
+    assert store.finish(number, "applied", {"success": 1.0}, solution(), {number: [change()]})
+    record = store.get("1")
+    assert (record.state, record.report, record.request) == ("applied", {"success": 1.0}, {"target": "Oslo"})
+    assert record.changed > record.created
+    assert store.progress(number) is None
+    assert store.revision() == 1
+    assert store.revert(number, {})
+    assert store.get("1").state == "reverted"
+    assert store.revision() == 2
+    assert same(store.changes(number)[0], change())
+    assert store.applied(MODEL).changes == {}
+
+
+def test_a_rejected_one_is_kept_not_applied_and_can_be_forced(store: AdapterStore) -> None:
+    number = running(store)
+    assert store.finish(number, "rejected", {"reasons": ["locality"]}, solution(), {number: [change()]})
+    assert store.get("1").report == {"reasons": ["locality"]}
+    assert store.revision() == 0
+    assert store.applied(MODEL).changes == {}
+    found = store.changes(number)
+    assert same(found[0], change())
+    kept = store.solution(number)
+    assert store.finish(number, "applied", {"forced": True}, kept, {number: found})
+    assert list(store.applied(MODEL).changes) == ["edit-1"]
+
+
+def test_a_failed_one_says_why(store: AdapterStore) -> None:
+    number = running(store)
+    store.keep_progress(number, 1, b"x")
+    store.fail(number, "no memory " * 1000)
+    record = store.get("1")
+    assert record.state == "failed"
+    assert record.error.startswith("no memory")
+    assert len(record.error) == 4096
+    assert store.progress(number) is None
+
+
+def test_an_edit_that_lost_its_process_is_queued_again_with_its_progress(store: AdapterStore) -> None:
+    number = running(store)
+    store.keep_progress(number, 1, b"x")
+    store.requeue(number)
+    store.begin(number)
+    assert store.progress(number) == b"x"
+
+
+_INTO: dict[str, Callable[[AdapterStore, int], object]] = {
+    "begin": lambda store, number: store.begin(number),
+    "requeue": lambda store, number: store.requeue(number),
+    "keep progress": lambda store, number: store.keep_progress(number, 1, b""),
+    "apply": lambda store, number: store.finish(number, "applied", {}, None, {number: [change()]}),
+    "reject": lambda store, number: store.finish(number, "rejected", {}, None, {}),
+    "revert": lambda store, number: store.revert(number, {}),
+    "fail": lambda store, number: store.fail(number, "x"),
+    "remove": lambda store, number: store.remove(number),
+}
+_POSSIBLE: dict[State, set[str]] = {
+    "queued": {"begin", "fail", "remove"},
+    "running": {"requeue", "keep progress", "apply", "reject", "fail"},
+    "applied": {"revert"},
+    "rejected": {"apply", "remove"},
+    "reverted": {"remove"},
+    "failed": {"remove"},
+}
+
+
+@pytest.mark.parametrize("state", _POSSIBLE)
+def test_what_is_not_possible_in_a_state_is_refused_and_changes_nothing(
+    store: AdapterStore, state: State
+) -> None:
+    for action, do in _INTO.items():
+        number = store.add("edit", "demo", MODEL, {}).id
+        way = {
+            "queued": [],
+            "running": ["begin"],
+            "applied": ["begin", "apply"],
+            "rejected": ["begin", "reject"],
+            "reverted": ["begin", "apply", "revert"],
+            "failed": ["begin", "fail"],
+        }
+        for step in way[state]:
+            _INTO[step](store, number)
+        before, revision = store.get(str(number)), store.revision()
+        assert before.state == state
+        if action in _POSSIBLE[state]:
+            do(store, number)
+            continue
+        with pytest.raises(RequestError, match=f"edit-{number} is {state}"):
+            do(store, number)
+        assert store.get(str(number)) == before
+        assert store.revision() == revision
+
+
+def test_a_refusal_says_what_is_possible(store: AdapterStore) -> None:
+    number = applied(store)
+    with pytest.raises(RequestError, match=r"is applied and cannot become running; it can become reverted$"):
+        store.begin(number)
+    with pytest.raises(RequestError, match="is applied and cannot be removed; revert it first"):
+        store.remove(number)
+    store.revert(number, {})
+    with pytest.raises(RequestError, match=r"is reverted and cannot become applied; it can be removed$"):
+        store.finish(number, "applied", {}, None, {number: [change()]})
+
+
+@pytest.mark.parametrize("action", _INTO)
+def test_what_is_done_to_no_record_is_said(store: AdapterStore, action: str) -> None:
+    store.add("edit", "demo", MODEL, {})
+    with pytest.raises(AdapterNotFoundError, match="no adapter '5'; there are edit-1"):
+        _INTO[action](store, 5)
+
+
+def test_removing_leaves_nothing_of_it_on_the_disk(store: AdapterStore) -> None:
+    store.add("edit", "demo", MODEL, {}, name="kept")
+    secret = "Ann moved to Oslo"
+    number = store.add("edit", "demo", MODEL, {"prompt": secret}).id
+    store.begin(number)
+    store.finish(number, "rejected", {"said": secret * 1000}, solution(), {number: [change()]})
+    content = b"".join(path.read_bytes() for path in store.path.parent.iterdir())
+    assert secret.encode() in content
+    store.remove(number)
+    content = b"".join(path.read_bytes() for path in store.path.parent.iterdir())
+    assert secret.encode() not in content
+    assert b"kept" in content
+    with closing(sqlite3.connect(store.path)) as database:
+        for table in ("changes", "solutions", "progress"):
+            assert database.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,)
+
+
+# --- standing together ------------------------------------------------------------------------
+
+
+def test_edits_that_are_solved_together_change_together(store: AdapterStore) -> None:
+    first = applied(store, 1.0)
+    second = running(store)
+    store.finish(second, "applied", {}, solution(), {second: [change(2.0)], first: [change(3.0)]})
+    found = store.applied(MODEL)
+    assert [record.id for record in found.records] == [first, second]
+    assert list(found.changes) == ["edit-1", "edit-2"]
+    assert same(found.changes["edit-1"][0], change(3.0))
+    assert same(found.changes["edit-2"][0], change(2.0))
+    store.revert(second, {first: [change(4.0)]})
+    found = store.applied(MODEL)
+    assert list(found.changes) == ["edit-1"]
+    assert same(found.changes["edit-1"][0], change(4.0))
+
+
+def test_a_solution_of_what_is_no_longer_applied_is_not_kept(store: AdapterStore) -> None:
+    first = applied(store)
+    second = running(store)
+    before = store.applied(MODEL).revision
+    store.revert(first, {})
+    assert not store.finish(second, "applied", {}, None, {second: [change()]}, revision=before)
+    assert store.get(str(second)).state == "running"
+    now = store.applied(MODEL).revision
+    assert store.finish(second, "applied", {}, None, {second: [change()]}, revision=now)
+    assert not store.revert(second, {}, revision=now)
+    assert store.revert(second, {}, revision=now + 1)
+
+
+def test_only_what_stands_is_solved_anew(store: AdapterStore) -> None:
+    foreign = applied(store, model=OTHER_MODEL)
+    reverted = applied(store)
+    store.revert(reverted, {})
+    number = running(store)
+    before, revision = store.records(), store.revision()
+    for other in (foreign, reverted):
+        with pytest.raises(RequestError, match=rf"edit-{other} .* does not stand beside edit-{number}"):
+            store.finish(number, "applied", {}, None, {number: [change()], other: [change()]})
+    with pytest.raises(RequestError, match="cannot be applied without changes of its own"):
+        store.finish(number, "applied", {}, None, {})
+    with pytest.raises(RequestError, match="is rejected and must not change other records"):
+        store.finish(number, "rejected", {}, None, {number: [change()], foreign: [change()]})
+    with pytest.raises(RequestError, match="ends as applied or rejected, not as 'failed'"):
+        store.finish(number, "failed", {}, None, {})
+    with pytest.raises(AdapterNotFoundError):
+        store.finish(number, "applied", {}, None, {number: [change()], 99: [change()]})
+    with pytest.raises(RequestError, match="does not stand beside"):
+        store.revert(foreign, {foreign: [change()]})
+    assert store.records() == before
+    assert store.revision() == revision
+
+
+def test_what_fails_in_the_middle_leaves_everything_as_it_was(store: AdapterStore) -> None:
+    first = applied(store, 1.0)
+    number = running(store)
+    store.keep_progress(number, 1, b"x")
+    broken = replace(change(), a=np.full((1, 6), np.nan, np.float32))
+    with pytest.raises(RequestError, match="not finite"):
+        store.finish(number, "applied", {"x": 1}, solution(), {first: [change(2.0)], number: [broken]})
+    assert same(store.changes(first)[0], change(1.0))
+    assert (store.get(str(number)).state, store.get(str(number)).report) == ("running", {})
+    assert store.progress(number) == b"x"
+    assert store.solution(number) is None
+    assert store.revision() == 1
+
+
+# --- numbers ----------------------------------------------------------------------------------
+
+
+def test_an_imported_adapter_is_applied_at_once(store: AdapterStore) -> None:
+    changes = [change(1.5, "blk.0.attn_q.weight", rank=3), change(-2.0), change(0.1, "output.weight", rank=6)]
+    record = store.import_adapter("style", "demo", MODEL, changes, {"file": "style.gguf"})
+    assert (record.kind, record.state, record.request) == ("lora", "applied", {"file": "style.gguf"})
+    assert store.revision() == 1
+    found = store.applied(MODEL).changes["style"]
+    assert all(same(left, right) for left, right in zip(found, changes, strict=True))
+    with pytest.raises(RequestError, match="at least one low-rank change"):
+        store.import_adapter("empty", "demo", MODEL, [], {})
+    assert len(store.records()) == 1
+
+
+def test_numbers_are_the_same_bits_afterwards(store: AdapterStore) -> None:
+    bits = np.random.default_rng(1).integers(0, 2**32, 4096, np.uint32).view(np.float32)
+    edge = np.array([0.0, -0.0, 1e-45, np.finfo(np.float32).max, np.finfo(np.float32).tiny], np.float32)
+    values = np.concatenate([bits[np.isfinite(bits)], edge])
+    wanted = LowRank("blk.1.ffn_down.weight", values[None, :], values[:, None][::-1], 1 / 3)
+    number = running(store)
+    store.finish(number, "applied", {}, solution(7), {number: [wanted]})
+    (found,) = store.changes(number)
+    assert found.a.tobytes() == wanted.a.tobytes()
+    assert found.b.tobytes() == np.ascontiguousarray(wanted.b).tobytes()
+    assert found.scale == 1 / 3
+    kept, given = store.solution(number), solution(7)
+    assert kept is not None
+    assert kept.layer == 1
+    assert kept.parts.dtype == np.int32
+    for left, right in ((kept.keys, given.keys), (kept.parts, given.parts), (kept.deltas, given.deltas)):
+        assert np.array_equal(left, right)
+    assert list(store.applied(MODEL).solutions) == []
+    assert list(store.applied(MODEL, solutions=True).solutions) == [number]
+
+
+_GOOD = change(rank=2)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        replace(_GOOD, a=_GOOD.a[0]),
+        replace(_GOOD, a=_GOOD.a[:1]),
+        replace(_GOOD, a=_GOOD.a[:0], b=_GOOD.b[:, :0]),
+        replace(_GOOD, b=_GOOD.b.T[:1]),
+        replace(_GOOD, b=_GOOD.b * np.float32(np.inf)),
+        replace(_GOOD, a=_GOOD.a.astype(np.float64) * 1e300),
+        replace(_GOOD, a=np.full((2, 6), "x")),
+        replace(_GOOD, scale=float("nan")),
+        replace(_GOOD, matrix=""),
+        replace(_GOOD, matrix="m" * 64),
+        replace(_GOOD, matrix="a\0b"),
+    ],
+)
+def test_what_is_no_low_rank_change_is_refused(store: AdapterStore, wrong: LowRank) -> None:
+    with pytest.raises(RequestError):
+        store.import_adapter("wrong", "demo", MODEL, [_GOOD, wrong], {})
+    assert store.records() == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        replace(solution(), keys=solution().keys[0]),
+        replace(solution(), keys=solution().keys * np.float32(np.nan)),
+        replace(solution(), parts=solution().parts[:2]),
+        replace(solution(), parts=solution().parts + 1),
+        replace(solution(), parts=solution().parts - 1),
+        replace(solution(), parts=solution().parts.astype(np.float32)),
+        replace(solution(), deltas=solution().deltas[:1]),
+        replace(solution(), layer=-1),
+    ],
+)
+def test_what_is_no_solution_is_refused(store: AdapterStore, wrong: Solution) -> None:
+    number = running(store)
+    with pytest.raises(RequestError):
+        store.finish(number, "applied", {}, wrong, {number: [change()]})
+    assert store.get(str(number)).state == "running"
+
+
+_DAMAGE = {
+    "a number cut off": "UPDATE changes SET a = substr(a, 1, length(a) - 4)",
+    "a number too many": "UPDATE changes SET b = CAST(b || x'00000000' AS BLOB)",
+    "another number": "UPDATE changes SET a = CAST(x'00004040' || substr(a, 5) AS BLOB)",
+    "another rank": "UPDATE changes SET rank = 2, n_in = 3, n_out = 2",
+    "a negative rank": "UPDATE changes SET rank = -1, n_in = -6",
+    "another scale": "UPDATE changes SET scale = scale * 2",
+    "another matrix": "UPDATE changes SET matrix = 'blk.0.ffn_down.weight'",
+    "another part": "UPDATE solutions SET parts = zeroblob(length(parts))",
+    "other keys": "UPDATE solutions SET keys = zeroblob(length(keys))",
+    "another layer": "UPDATE solutions SET layer = 0",
+    "no JSON": "UPDATE records SET report = '{'",
+    "no object": "UPDATE records SET request = '[]'",
+    "no state": "UPDATE records SET state = 'lost'",
+}
+
+
+@pytest.mark.parametrize("damage", _DAMAGE)
+def test_damage_is_said_and_never_a_wrong_number(store: AdapterStore, damage: str) -> None:
+    applied(store)
+    store.check()
+    with closing(sqlite3.connect(store.path)) as database, database:
+        database.execute(_DAMAGE[damage])
+    for read in (store.check, lambda: store.applied(MODEL, solutions=True)):
+        with pytest.raises(ConfigError, match=r"the adapter database .* is damaged .*move it away"):
+            read()
+
+
+def test_a_database_of_the_state_is_not_taken_for_one_of_adapters(tmp_path: Path) -> None:
+    from edge_runtime.daemon.auth import Scope
+    from edge_runtime.daemon.tokens import TokenStore
+
+    TokenStore(tmp_path / "state.db").create("a", [Scope.INFER])
+    with pytest.raises(ConfigError, match="another program"):
+        AdapterStore(tmp_path / "state.db").records()
+
+
+# --- several at once, and their ends ----------------------------------------------------------
+
+
+def run(script: str, *arguments: object) -> subprocess.Popen[bytes]:
+    command = [sys.executable, REPOSITORY / "tests" / "adapter_store_writer.py", script, *map(str, arguments)]
+    return subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def ended(process: subprocess.Popen[bytes]) -> str:
+    out, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said.decode()
+    return out.decode()
+
+
+def test_two_processes_work_through_one_queue(store: AdapterStore) -> None:
+    """Each edit is begun by one of them, and what both applied is solved together in the end."""
+    for _ in range(40):
+        store.add("edit", "demo", MODEL, {})
+    both = [run("work", store.path, worker) for worker in range(2)]
+    counts = [int(ended(process)) for process in both]
+    assert sum(counts) == 40
+    assert min(counts) > 0
+    found = store.applied(MODEL)
+    assert found.revision == len(found.records) == 40
+    # Each change says with how many others it was solved last.
+    assert {change.scale for changes in found.changes.values() for change in changes} == {40.0}
+
+
+def test_a_reader_sees_one_moment_while_others_write(store: AdapterStore) -> None:
+    first = applied(store, 0.0)
+    second = running(store)
+    store.finish(second, "applied", {}, None, {second: [change(0.0)], first: [change(0.0)]})
+    third = running(store)
+    stop = threading.Event()
+
+    def write() -> None:
+        value, number = 0.0, third
+        while not stop.is_set():
+            value += 1
+            both = {first: [change(value)], second: [change(value)]}
+            store.finish(number, "applied", {}, None, {number: [change(value)], **both})
+            number, gone = running(store), number
+            store.revert(gone, both)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        seen = set()
+        for _ in range(200):
+            values = {changes[0].scale for changes in store.applied(MODEL).changes.values()}
+            assert len(values) == 1, values
+            seen |= values
+    finally:
+        stop.set()
+        thread.join()
+    assert len(seen) > 5
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the writers are forked")
+def test_kills_leave_every_edit_whole_or_absent(store: AdapterStore) -> None:
+    """Three hundred writers are killed at random moments; after each, everything is checked.
+
+    `adapter_store_writer.py` says what; a writer writes each result that it was promised to a pipe first.
+    """
+    report = ended(run("kill", store.path, 300, 1))
+    kills, promises, in_the_middle = map(int, report.split())
+    assert kills == 300
+    assert promises > 300
+    assert in_the_middle > 30  # kills between two promises of one edit, not before the first write
+    store.check()
