@@ -110,8 +110,9 @@ def check(store: AdapterStore, promised: Mapping[int, str], revision: int) -> No
     for record in store.records():
         ended = record.state in ("applied", "rejected", "reverted")
         assert record.report == ({"whole": True} if ended else {}), record
-        assert bool(store.changes(record.id)) == ended, record
-        assert (store.solution(record.id) is not None) == (record.state in ("applied", "reverted")), record
+        if record.state != "applied":  # those are read already
+            assert bool(store.changes(record.id)) == ended, record
+            assert (store.solution(record.id) is not None) == (record.state == "reverted"), record
         progress = store.progress(record.id)
         assert progress is None or progress == bytes([record.id % 256]) * 50_000, record
         assert progress is None or record.state == "running", record
@@ -121,10 +122,8 @@ def check(store: AdapterStore, promised: Mapping[int, str], revision: int) -> No
         assert order.index(now) >= order.index(state), f"{number} was promised {state}, is {now}"
         if state != "rejected" and not (now == "removed" and number % 5 == 0):
             assert now != "removed", f"{number} was {state} and is gone"
-    ends = sum(
-        1 if state == "applied" else 2 for state in states.values() if state in ("applied", "reverted")
-    )
-    assert standing.revision == ends, f"revision {standing.revision} after {ends} changes of what is applied"
+    revision += sum(CHANGED.get(state, 0) for state in states.values())
+    assert standing.revision == revision, f"{standing.revision} after {revision} changes of what is applied"
 
 
 def kill(path: Path, count: int, seed: int) -> None:
@@ -137,7 +136,7 @@ def kill(path: Path, count: int, seed: int) -> None:
             os.close(reading)
             write(store, writing)
         os.close(writing)
-        time.sleep(chance.uniform(0.002, 0.06))
+        time.sleep(chance.uniform(0.001, 0.05))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         assert status == signal.SIGKILL, f"the writer ended by itself, status {status}"

@@ -115,9 +115,12 @@ class AdapterStore:
     def check(self) -> None:
         """Read everything and look for damage; makes nothing where there is no database."""
         check_database(self.path, rows.SCHEMA)
-        for record in self.records():
-            self.changes(record.id)
-            self.solution(record.id)
+        with self._reading() as database:
+            if database is None:
+                return
+            for record in rows.select_records(database, None, None):
+                rows.read_changes(database, record.id)
+                rows.read_solution(database, record.id)
 
     # --- writing ------------------------------------------------------------------------------
 
