@@ -144,7 +144,7 @@ def insert_record(
 
 
 def _name_in_use(database: sqlite3.Connection, name: str) -> str | None:
-    row = database.execute("SELECT name FROM records WHERE name = ? COLLATE NOCASE", (name,)).fetchone()
+    row = database.execute("SELECT name FROM records WHERE name = ?", (name,)).fetchone()
     return None if row is None else str(row[0])
 
 
