@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_runtime.engine.applied_adapters import NO_ADAPTERS
 from edge_runtime.engine.sampling import Sampler, SamplingParameters
 from edge_runtime.engine.sequences import Place
 from edge_runtime.engine.text_stream import TextStream
@@ -48,6 +49,8 @@ class Decoding:
         prompt: token ids.
         limit: at most so many new tokens.
         logprobs: None for none, else how many alternatives to report beside each token.
+        adapters: name -> strength; None: all that are applied when it begins. It ends with the versions that
+            it began with.
 
     Attributes:
         place: where its keys and values lie, once the engine has given it one.
@@ -67,6 +70,7 @@ class Decoding:
         limit: int,
         stop: Sequence[str] = (),
         logprobs: int | None = None,
+        adapters: Mapping[str, float] | None = NO_ADAPTERS,
     ) -> None:
         self._tokenizer = tokenizer
         self._sampler = Sampler(sampling, tokenizer.n_vocab)
@@ -75,6 +79,7 @@ class Decoding:
         self._logprobs = logprobs
         self._started = self._first_token = 0.0
         self.prompt = prompt
+        self.adapters = adapters
         self.place: Place | None = None
         self.pending: list[int] = []
         self.seed = self._sampler.seed

@@ -9,6 +9,8 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from edge_runtime.engine.adapters import Adapters
+from edge_runtime.engine.applied_adapters import NO_ADAPTERS, AppliedAdapters, Under, strengths_of
 from edge_runtime.engine.architecture import Hyperparameters, check_tensors, read_hyperparameters
 from edge_runtime.engine.backend import default_threads
 from edge_runtime.engine.batch import Batch, Result
@@ -97,6 +99,7 @@ class Engine:
 
     Attributes:
         forward_pass: computes each batch of `advance`; the model itself, until somebody replaces it.
+        applied: the adapters that answers can use.
     """
 
     def __init__(self, gguf: GGUFFile, model: Model, tokenizer: Tokenizer, options: EngineOptions) -> None:
@@ -107,6 +110,7 @@ class Engine:
         self.options = options
         self.context = model.cells.n_cells // options.sequences
         self.places = Places(model.cells)
+        self.applied = AppliedAdapters(model)
         self._template: ChatTemplate | None = None
 
     @classmethod
@@ -189,6 +193,7 @@ class Engine:
         sampling: SamplingParameters | None = None,
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
+        adapters: Mapping[str, float] | None = NO_ADAPTERS,
     ) -> Generation:
         """Continue a prompt.
 
@@ -196,8 +201,10 @@ class Engine:
             prompt: text, or token ids that are taken as they are.
             max_tokens: at most so many new tokens; None: until the model ends or the context is full.
             stop: strings at which the text ends; they are not part of it.
+            adapters: of those that are applied, name -> strength; None: all of them, with strength 1.
 
         Raises:
+            AdapterNotFoundError: an adapter that is not applied.
             ContextOverflowError: the prompt leaves no room for an answer.
             RequestError: a parameter out of range, an empty prompt, or all sequences are busy.
         """
@@ -205,7 +212,15 @@ class Engine:
             self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
         )
         limit = self.limit(tokens, max_tokens)
-        return Generation(self, tokens, sampling=sampling or SamplingParameters(), limit=limit, stop=stop)
+        self.applied.check(adapters)
+        return Generation(
+            self,
+            tokens,
+            sampling=sampling or SamplingParameters(),
+            limit=limit,
+            stop=stop,
+            adapters=adapters,
+        )
 
     def chat(
         self,
@@ -214,6 +229,7 @@ class Engine:
         sampling: SamplingParameters | None = None,
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
+        adapters: Mapping[str, float] | None = NO_ADAPTERS,
     ) -> Generation:
         """Answer a conversation of ``{"role": ..., "content": ...}`` messages; otherwise like `generate`.
 
@@ -221,7 +237,7 @@ class Engine:
             ChatTemplateError: the model has no chat template, or it refuses these messages.
         """
         tokens = self.chat_tokens(messages)
-        return self.generate(tokens, sampling=sampling, max_tokens=max_tokens, stop=stop)
+        return self.generate(tokens, sampling=sampling, max_tokens=max_tokens, stop=stop, adapters=adapters)
 
     def chat_tokens(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """The prompt that a conversation becomes.
@@ -244,14 +260,17 @@ class Engine:
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
         logprobs: int | None = None,
+        adapters: Mapping[str, float] | None = NO_ADAPTERS,
     ) -> Decoding:
         """An answer that `begin` and `advance` bring forward, alone or together with others.
 
         Raises:
+            AdapterNotFoundError: an adapter that is not applied.
             ContextOverflowError: the prompt leaves no room for an answer.
             RequestError: a parameter out of range, or an empty prompt.
         """
         tokens = [int(token) for token in tokens]
+        self.applied.check(adapters)
         return Decoding(
             self.tokenizer,
             tokens,
@@ -259,6 +278,7 @@ class Engine:
             limit=self.limit(tokens, max_tokens),
             stop=stop,
             logprobs=logprobs,
+            adapters=adapters,
         )
 
     def limit(self, tokens: Sequence[int], max_tokens: int | None) -> int:
@@ -295,9 +315,32 @@ class Engine:
 
     # --- answers in progress ------------------------------------------------------------------
 
+    def set_adapters(self, adapters: Adapters) -> None:
+        """Apply these adapters, and no others, from the next answer on; call it between two tokens.
+
+        An answer in progress ends with those that it began with, so no answer mixes two versions of one.
+
+        Raises:
+            RequestError: an adapter that does not fit the model; all stays as it was.
+            OutOfMemoryError: they do not fit.
+        """
+        self.applied.replace(adapters, self._versions_in_use())
+        self._forget_what_is_gone()
+
+    def _versions_in_use(self) -> set[str]:
+        return {version for place in self.places if place.busy for version, _ in place.under}
+
+    def _forget_what_is_gone(self) -> None:
+        """Empty places whose next token could not be computed with what their last ones were."""
+        self.places.forget(lambda place: not self.applied.holds(place.under))
+
     def begin(self, decoding: Decoding) -> bool:
-        """Give an answer a place in the KV cache; False if all are busy."""
-        place = self.places.claim(decoding.prompt)
+        """Give an answer a place in the KV cache; False if all are busy.
+
+        Raises:
+            AdapterNotFoundError: an adapter that it asks for is not applied any more.
+        """
+        place = self.places.claim(decoding.prompt, self.applied.resolve(decoding.adapters))
         if place is not None:
             decoding.begin(place)
         return place is not None
@@ -320,6 +363,8 @@ class Engine:
         Returns:
             those that have a new piece; an answer may be complete by it.
         """
+        if self.applied.drop_unused(self._versions_in_use()):
+            self._forget_what_is_gone()
         budget = self.options.batch if prefill is None else prefill
         shares: list[tuple[Decoding, list[int]]] = []
         for decoding in decodings:
@@ -332,6 +377,7 @@ class Engine:
         tokens = [token for _, share in shares for token in share]
         positions: list[int] = []
         numbers: list[int] = []
+        unders: list[tuple[Under, int]] = []
         wanted: list[int] = []
         due: list[Decoding] = []
         for decoding, share in shares:
@@ -339,10 +385,17 @@ class Engine:
             start = len(decoding.place.tokens)
             positions += range(start, start + len(share))
             numbers += [decoding.place.number] * len(share)
+            unders.append((decoding.place.under, len(share)))
             if len(share) == len(decoding.pending):
                 wanted.append(len(positions) - 1)
                 due.append(decoding)
-        batch = Batch(tokens, np.array(positions, np.int32), np.array(numbers, np.int32), wanted)
+        batch = Batch(
+            tokens,
+            np.array(positions, np.int32),
+            np.array(numbers, np.int32),
+            wanted,
+            adapters=strengths_of(unders),
+        )
         result = self.forward_pass(batch, [decoding for decoding, _ in shares])
         for decoding, share in shares:
             decoding.computed(share)
@@ -359,7 +412,8 @@ class Engine:
             raise RequestError("all sequences are busy: there is nothing to probe")
         tokens = place.tokens[-1:] or [self.tokenizer.bos or 0]
         position = max(len(place.tokens) - 1, 0)
-        logits = self.forward_pass(Batch(tokens, [position], place.number), ()).logits[0]
+        batch = Batch(tokens, [position], place.number, adapters=strengths_of([(place.under, 1)]))
+        logits = self.forward_pass(batch, ()).logits[0]
         if not place.tokens:
             self.model.cells.remove(place.number)
         return int(Sampler(SamplingParameters(temperature=0), len(logits)).sample(logits))

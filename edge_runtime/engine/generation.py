@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from edge_runtime.engine.decoding import Decoding, Piece
@@ -24,8 +24,11 @@ class Generation(Decoding):
         sampling: SamplingParameters,
         limit: int,
         stop: Sequence[str],
+        adapters: Mapping[str, float] | None,
     ) -> None:
-        super().__init__(engine.tokenizer, prompt, sampling=sampling, limit=limit, stop=stop)
+        super().__init__(
+            engine.tokenizer, prompt, sampling=sampling, limit=limit, stop=stop, adapters=adapters
+        )
         self._engine = engine
         self._pieces = self._run()
 

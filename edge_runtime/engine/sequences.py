@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,11 +20,13 @@ class Place:
         number: of the sequence.
         tokens: whose keys and values it holds.
         busy: a request is using it.
+        under: the adapters, by version and strength, that they were computed with.
     """
 
     number: int
     tokens: list[int] = field(default_factory=list)
     busy: bool = False
+    under: tuple[tuple[str, float], ...] = ()
 
 
 class Places:
@@ -45,17 +47,21 @@ class Places:
         """Places that no request uses."""
         return sum(not place.busy for place in self._places)
 
-    def claim(self, tokens: Sequence[int]) -> Place | None:
+    def claim(self, tokens: Sequence[int], under: tuple[tuple[str, float], ...] = ()) -> Place | None:
         """A place that already holds as many leading tokens of a prompt as any does; None if all are busy.
 
         `place.tokens` are those that need not be computed again: never all, because the last token's logits
         are what generation starts from. Where a busy place holds a longer prefix, its cells are shared.
+        What was computed with other adapters than `under` is of no use.
         """
         free = [place for place in self._places if not place.busy]
         if not free:
             return None
         usable = tokens[:-1]
-        shared = {place.number: _common_prefix(usable, place.tokens) for place in self._places}
+        shared = {
+            place.number: _common_prefix(usable, place.tokens) if place.under == under else 0
+            for place in self._places
+        }
         chosen = max(free, key=lambda place: (shared[place.number], -len(place.tokens)))
         best = max(self._places, key=lambda place: shared[place.number])
         reused = shared[chosen.number]
@@ -65,6 +71,7 @@ class Places:
         else:
             self._cells.remove(chosen.number, reused)
         chosen.tokens = list(tokens[:reused])
+        chosen.under = under
         chosen.busy = True
         return chosen
 
@@ -72,10 +79,10 @@ class Places:
         """Leave a place to others; its cells stay for requests that begin alike. Safe to call twice."""
         place.busy = False
 
-    def forget(self) -> None:
-        """Empty all places that no request uses."""
+    def forget(self, of: Callable[[Place], bool] = lambda place: True) -> None:
+        """Empty those places that no request uses; all, or those for which `of` is true."""
         for place in self._places:
-            if not place.busy:
+            if not place.busy and of(place):
                 self._cells.remove(place.number)
                 place.tokens.clear()
 
