@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from edge_runtime.daemon.adapters import AppliedStore
 from edge_runtime.daemon.cluster import Cluster
 from edge_runtime.daemon.config import Config
 from edge_runtime.daemon.status import LoadedModel
@@ -29,10 +30,16 @@ class LoadedModels:
     """Loads models when they are asked for, and lets the one unused the longest give way."""
 
     def __init__(
-        self, config: Config, store: ModelStore, observer: Observer, cluster: Cluster | None = None
+        self,
+        config: Config,
+        store: ModelStore,
+        adapters: AppliedStore,
+        observer: Observer,
+        cluster: Cluster | None = None,
     ) -> None:
         self._config = config
         self._store = store
+        self._adapters = adapters
         self._observer = observer
         self._cluster = cluster
         self._workers: dict[str, Worker] = {}
@@ -56,6 +63,7 @@ class LoadedModels:
         Raises:
             ModelNotFoundError: the store has no such model.
             ModelFileError, OutOfMemoryError: it cannot be loaded.
+            ConfigError: the store of adapters is damaged.
             OverloadedError: all models in memory are busy.
         """
         name = name or self.default
@@ -83,6 +91,11 @@ class LoadedModels:
         if worker is None:
             engine = await asyncio.to_thread(Engine.load, path, options)
             worker = Worker(name, engine, self._config.scheduling, self._observer, self._turn)
+        try:
+            await self._adapters.prepare(worker)
+        except BaseException:
+            await worker.close(0)
+            raise
         self._workers[name] = worker
         seconds = time.monotonic() - started
         _log.info("model loaded", extra={"model": name, "seconds": round(seconds, 2)})

@@ -127,7 +127,7 @@ class _Daemon:
         self._ending.set()
 
     def _reload(self) -> None:
-        """SIGHUP: tokens and certificates."""
+        """SIGHUP: tokens, certificates, adapters and the cluster."""
         self._notifier.reloading()
         certificate = self._tls.reload if self._tls is not None else None
         for what, read_again in (("tokens", self._gate.reload), ("certificate", certificate)):
@@ -139,7 +139,14 @@ class _Daemon:
             except EdgeRuntimeError as error:
                 _log.error("%s not reloaded, the old ones stay: %s", what, error)
         self._notifier.ready()
-        self._reloading = asyncio.create_task(self._reload_cluster())
+        self._reloading = asyncio.create_task(self._reload_service())
+
+    async def _reload_service(self) -> None:
+        try:
+            await self._service.refresh_adapters()
+        except EdgeRuntimeError as error:
+            _log.error("the adapters are not reloaded, the old ones stay: %s", error)
+        await self._reload_cluster()
 
     async def _reload_cluster(self) -> None:
         try:

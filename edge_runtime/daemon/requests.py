@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from edge_runtime.engine.applied_adapters import check_strengths
 from edge_runtime.engine.decoding import FinishReason, TokenLogprob
 from edge_runtime.engine.sampling import SamplingParameters
 from edge_runtime.errors import RequestError
@@ -13,6 +14,7 @@ from edge_runtime.errors import RequestError
 MAX_LOGPROBS = 20  # alternatives a token, as in the field's HTTP APIs
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
+MAX_ADAPTERS = 256
 
 Message = Mapping[str, str]
 
@@ -44,6 +46,7 @@ class GenerationRequest:
         mode: of a model spread over a cluster: ``exact`` waits for every device, ``relaxed`` adds what comes
             late when it comes; empty for the daemon's setting. One device alone is always exact.
         quality: of a relaxed request: 0.99 allows a perplexity 1 % worse; None for the daemon's setting.
+        adapters: (name, strength) of those to answer with; None for all that are applied, () for none.
 
     Raises:
         RequestError: neither or both of prompt and messages, or a value out of range.
@@ -60,6 +63,7 @@ class GenerationRequest:
     client: str = ""
     mode: Literal["", "exact", "relaxed"] = ""
     quality: float | None = None
+    adapters: tuple[tuple[str, float], ...] | None = None
 
     def __post_init__(self) -> None:
         if (self.prompt is None) == (self.messages is None):
@@ -79,6 +83,18 @@ class GenerationRequest:
                 f"{len(self.stop)} stop strings; possible are {MAX_STOPS} of 1 to {MAX_STOP_CHARACTERS} "
                 "characters"
             )
+        if self.adapters is not None:
+            self._check_adapters(self.adapters)
+
+    @staticmethod
+    def _check_adapters(adapters: tuple[tuple[str, float], ...]) -> None:
+        strengths = dict(adapters)
+        if len(adapters) > MAX_ADAPTERS or len(strengths) < len(adapters):
+            raise RequestError(
+                f"{len(adapters)} adapters, {len(strengths)} of them different; possible are {MAX_ADAPTERS}, "
+                "each once"
+            )
+        check_strengths(strengths)
 
 
 @dataclass(frozen=True, slots=True)

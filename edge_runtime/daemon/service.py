@@ -13,6 +13,7 @@ from functools import partial
 from typing import TypeVar
 
 from edge_runtime import __version__
+from edge_runtime.daemon.adapters import STORE_NAME, AppliedStore
 from edge_runtime.daemon.answer import Answer, deadline_error
 from edge_runtime.daemon.cluster import Cluster
 from edge_runtime.daemon.config import Config
@@ -48,6 +49,7 @@ class Service:
         self.config = config
         self.store = store or ModelStore()
         self.cluster = cluster
+        self.adapters = AppliedStore(self.store.home / STORE_NAME)
         self.metrics = Metrics()
         self.started = time.time()
         self._rate = TokenRate()
@@ -62,7 +64,7 @@ class Service:
         Raises:
             EdgeRuntimeError: it cannot be loaded.
         """
-        self._models = LoadedModels(self.config, self.store, self, self.cluster)
+        self._models = LoadedModels(self.config, self.store, self.adapters, self, self.cluster)
         try:
             if self.cluster is not None:
                 await self.cluster.start()
@@ -100,6 +102,16 @@ class Service:
         if self.cluster.active != before:
             await self._models.reload()
 
+    async def refresh_adapters(self) -> None:
+        """Read the store of adapters again; what it says is applied is in force from the next answers on.
+
+        Answers in progress end with the adapters that they began with.
+
+        Raises:
+            ConfigError: the store is damaged; the models keep what they have.
+        """
+        await self.adapters.refresh(self._models, anyhow=True)
+
     def hurry(self) -> None:
         """Let a `stop` in progress wait no longer."""
         for worker in self._models:
@@ -113,9 +125,11 @@ class Service:
         Raises:
             OverloadedError: the queue is full. ModelNotFoundError: there is no such model.
             RequestError, ContextOverflowError, ChatTemplateError: the request cannot be served.
+            AdapterNotFoundError: it asks for an adapter that is not applied.
             UnavailableError: the daemon is stopping.
         """
         worker = await self._worker(request.model)
+        await self.adapters.refresh(self._models)
         engine = worker.engine
         if request.messages is not None:
             messages = request.messages
@@ -131,6 +145,7 @@ class Service:
             max_tokens=request.max_tokens,
             stop=request.stop,
             logprobs=request.logprobs,
+            adapters=None if request.adapters is None else dict(request.adapters),
         )
         if worker.partition is not None:
             decoding.forwarding = worker.partition.contributions(request.mode, request.quality)
@@ -314,6 +329,11 @@ class Service:
             temperature=device.temperature,
             cpu_percent=device.cpu_percent,
             cluster=self.cluster.report() if self.cluster is not None else None,
+            adapters=tuple(
+                {"model": worker.name, "name": record.name, "kind": record.kind}
+                for worker in self._models
+                for record in worker.adapters
+            ),
         )
 
     @property

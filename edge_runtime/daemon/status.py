@@ -68,7 +68,8 @@ class Status:
         temperature: of the processor in degrees Celsius; None where the device does not tell.
         cpu_percent: of all cores, since the last status.
         cluster: None where this device belongs to none.
-        adapters, edits: empty until the parts that fill them are there.
+        adapters: that are applied to the models in memory: model, name and kind of each.
+        edits: empty until the part that fills it is there.
     """
 
     version: str

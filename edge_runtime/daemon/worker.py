@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from edge_runtime.daemon.answer import Answer, deadline_error
 from edge_runtime.daemon.config import SchedulingConfig
@@ -19,12 +19,14 @@ from edge_runtime.daemon.contributions import counts_of
 from edge_runtime.daemon.fair_queue import FairQueue
 from edge_runtime.daemon.requests import Chunk, Usage
 from edge_runtime.daemon.status import RequestState, RequestStatus
+from edge_runtime.engine.adapters import Adapters
 from edge_runtime.engine.decoding import Decoding, Piece
 from edge_runtime.engine.engine import Engine
 from edge_runtime.errors import EdgeRuntimeError, OverloadedError, UnavailableError
 
 if TYPE_CHECKING:
     from edge_runtime.cluster.partitioned_model import PartitionedModel
+    from edge_runtime.personalize.records import Record
 
 _log = logging.getLogger("edgert.worker")
 
@@ -86,6 +88,12 @@ class _News:
     error: BaseException | None = None
 
 
+class _Call(NamedTuple):
+    function: Callable[[], Any]
+    outcome: Future[Any]
+    takes_place: bool
+
+
 class Worker:
     """One engine with its queue. Methods are called on the event loop unless they say otherwise.
 
@@ -109,6 +117,8 @@ class Worker:
         # What must be told once the thread has ended and before the engine is freed.
         self.before_freeing: Callable[[], Awaitable[None]] | None = None
         self.partition: PartitionedModel | None = None  # where other devices compute too
+        self.identity = ""  # of the model's file, for the store of adapters
+        self.adapters: tuple[Record, ...] = ()  # that are applied
         self._scheduling = scheduling
         self._observer = observer
         self._turn = turn
@@ -116,7 +126,7 @@ class Worker:
         self._changed = threading.Condition()
         self._queue: FairQueue[_Job] = FairQueue()
         self._running: list[_Job] = []
-        self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._calls: deque[_Call] = deque()
         self._refusing = False
         self._hurried = False
         self._stopping = False
@@ -157,14 +167,18 @@ class Worker:
             self._changed.notify()
         return answer
 
-    def call(self, function: Callable[[], Value]) -> asyncio.Future[Value]:
-        """Run something with the engine between two tokens, as soon as a place is free."""
+    def call(self, function: Callable[[], Value], *, takes_place: bool = True) -> asyncio.Future[Value]:
+        """Run something with the engine between two tokens.
+
+        Args:
+            takes_place: whether it waits until a place is free, as it needs one.
+        """
         outcome: Future[Value] = Future()
         with self._changed:
             if self._stopping:
                 raise UnavailableError(f"the model {self.name!r} is being unloaded; try again")
             self.used = time.monotonic()
-            self._calls.append((function, outcome))
+            self._calls.append(_Call(function, outcome, takes_place))
             self._changed.notify()
         return asyncio.wrap_future(outcome)
 
@@ -191,6 +205,14 @@ class Worker:
         """Whether anything waits or runs."""
         with self._changed:
             return bool(self._queue or self._running or self._calls)
+
+    async def apply(self, adapters: Adapters) -> None:
+        """Apply these adapters, and no others, from the next answer on.
+
+        Raises:
+            RequestError: one does not fit the model; the old ones stay. OutOfMemoryError: they do not fit.
+        """
+        await self.call(partial(self.engine.set_adapters, adapters), takes_place=False)
 
     async def close(self, seconds: float) -> None:
         """Take nothing new, let what runs and waits finish for so long, cancel the rest, free the model."""
@@ -253,17 +275,15 @@ class Worker:
                     self._changed.wait(1.0)
                 stopping = self._stopping
                 news = self._leave(stopping)
-                call = None
-                if self._calls and (self.engine.places.n_free or stopping):
-                    call = self._calls.popleft()
-                else:
-                    self._join()
+                call = self._next_call(anyhow=stopping)
+                if call is None:
+                    news += self._join()
                 jobs = list(self._running)
             if stopping and not jobs and call is None:
                 self._send(news)
                 return
             if call is not None:
-                self._answer_call(*call, stopping=stopping)
+                self._answer_call(call.function, call.outcome, stopping=stopping)
             self._send(news + self._advance(jobs))
 
     def _leave(self, everyone: bool) -> list[_News]:
@@ -284,13 +304,27 @@ class Worker:
             news.append(_News(job, ended=True, error=error))
         return news
 
-    def _join(self) -> None:
+    def _next_call(self, *, anyhow: bool) -> _Call | None:
+        """The oldest call that can run now. The lock is held."""
+        for call in self._calls:
+            if anyhow or not call.takes_place or self.engine.places.n_free:
+                self._calls.remove(call)
+                return call
+        return None
+
+    def _join(self) -> list[_News]:
         """Let requests that wait into the batch while there are places. The lock is held."""
+        news = []
         while self._queue and self.engine.places.n_free:
             job = self._queue.pop()
             job.queue_seconds = time.monotonic() - job.arrived
-            self.engine.begin(job.decoding)
-            self._running.append(job)
+            try:
+                self.engine.begin(job.decoding)
+            except EdgeRuntimeError as error:  # what it asks for was undone while it waited
+                news.append(_News(job, error=error))
+            else:
+                self._running.append(job)
+        return news
 
     def _advance(self, jobs: list[_Job]) -> list[_News]:
         """One forward pass."""
