@@ -130,6 +130,7 @@ def test_a_scale_that_alpha_can_carry_leaves_a_and_b_as_they_are(model: Path, tm
         ([2], [1.0, 0.5]),
         ([1, 2, 3, 5, 8], [0.7, -3.0]),
         ([3], [0.0]),
+        ([3], [0.3]),
         ([7, 1], [1e-3]),
     ],
 )
