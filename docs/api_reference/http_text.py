@@ -23,13 +23,14 @@ _BODIES: dict[str, tuple[Any, dict[str, Any]]] = {
         lambda values: openai_schema.chat_request(values, ""),
         {
             "messages": [{"role": "user", "content": [{"type": "text", "text": ""}]}],
+            "adapters": [{"name": ""}],
             "stream": True,
             "stream_options": {},
         },
     ),
     "/v1/completions": (
         lambda values: openai_schema.completion_request(values, ""),
-        {"prompt": "", "stream": True, "stream_options": {}},
+        {"prompt": "", "stream": True, "stream_options": {}, "adapters": [{"name": ""}]},
     ),
     "/v1/embeddings": (openai_schema.embedding_request, {"input": ""}),
 }

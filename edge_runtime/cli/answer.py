@@ -52,7 +52,13 @@ class Answerer(Protocol):
     @property
     def chat_template(self) -> object | None: ...
     def generate(
-        self, prompt: str, *, sampling: SamplingParameters, max_tokens: int | None, stop: Sequence[str]
+        self,
+        prompt: str,
+        *,
+        sampling: SamplingParameters,
+        max_tokens: int | None,
+        stop: Sequence[str],
+        adapters: Mapping[str, float] | None,
     ) -> Answer: ...
     def chat(
         self,
@@ -61,6 +67,7 @@ class Answerer(Protocol):
         sampling: SamplingParameters,
         max_tokens: int | None,
         stop: Sequence[str],
+        adapters: Mapping[str, float] | None,
     ) -> Answer: ...
 
 
@@ -83,6 +90,29 @@ class Choices:
     local: bool = False
     mode: Mode | None = None
     quality: float | None = None
+    adapter: Sequence[str] = ()
+    no_adapters: bool = False
+
+    def adapters(self) -> dict[str, float] | None:
+        """Name -> strength; None for all that are applied.
+
+        Raises:
+            RequestError: a strength that is no number, or options that exclude each other.
+        """
+        if self.no_adapters and self.adapter:
+            raise RequestError("--no-adapters and --adapter exclude each other; give one of them")
+        if not self.adapter:
+            return {} if self.no_adapters else None
+        found: dict[str, float] = {}
+        for text in self.adapter:
+            name, _, strength = text.partition("=")
+            if name in found:
+                raise RequestError(f"--adapter {name} is given twice; name each adapter once")
+            try:
+                found[name] = float(strength) if "=" in text else 1.0
+            except ValueError:
+                raise RequestError(f"--adapter {text}: {strength!r} is no number") from None
+        return found
 
     def sampling(self) -> SamplingParameters:
         """The engine's parameters.
@@ -126,7 +156,7 @@ class Choices:
         return self.load()
 
     def load(self) -> Engine:
-        """The engine with its model, behind a progress bar.
+        """The engine with its model and what is applied to it, behind a progress bar.
 
         Raises:
             EdgeRuntimeError: no such model, or one that cannot be loaded.
@@ -138,7 +168,27 @@ class Choices:
 
         options = EngineOptions(threads=self.threads, context=self.context, weights=self.weights)
         with Bar(f"loading {model.name}") as bar:
-            return Engine.load(model.path, options, bar.update)
+            engine = Engine.load(model.path, options, bar.update)
+        try:
+            apply_stored(engine)
+        except BaseException:
+            engine.close()
+            raise
+        return engine
+
+
+def apply_stored(engine: Engine) -> None:
+    """Apply to a model what this user's store of adapters says is applied to it.
+
+    Raises:
+        ConfigError: the store is damaged.
+    """
+    from edge_runtime.daemon.adapters import STORE_NAME, applied_to, identity_of
+    from edge_runtime.model_store.paths import home
+
+    store = home() / STORE_NAME
+    if store.exists():
+        engine.set_adapters(applied_to(engine, store, identity_of(engine)).changes)
 
 
 def stream(generation: Answer, write: Callable[[str], None], *, title: str) -> None:

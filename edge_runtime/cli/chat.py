@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge_runtime.cli.answer import Answer, Answerer, Choices, show_timings, stream, write_text
-from edge_runtime.cli.options import cluster_options, engine_options, sampling_options
+from edge_runtime.cli.options import adapter_options, cluster_options, engine_options, sampling_options
 from edge_runtime.cli.remote import local_option
 from edge_runtime.errors import ChatTemplateError, ContextOverflowError, RequestError
 
@@ -29,6 +29,7 @@ Ctrl-C stops an answer."""
 @engine_options
 @sampling_options
 @cluster_options
+@adapter_options
 @click.option("--system", metavar="TEXT", help="Instructions that come before the conversation.")
 @click.option("-v", "--verbose", is_flag=True, help="Show speed after every answer.")
 @local_option
@@ -42,6 +43,7 @@ def command(invocation: click.Context, /, system: str | None, verbose: bool, **s
     """
     choices = Choices(**shared)
     sampling = choices.sampling()
+    choices.adapters()  # refused before the model loads
     with choices.open(invocation) as engine:
         if engine.chat_template is None:
             raise ChatTemplateError(
@@ -77,6 +79,7 @@ class Conversation:
         self._system = [] if system is None else [{"role": "system", "content": system}]
         self._choices = choices
         self._sampling = sampling
+        self._adapters = choices.adapters()
         self.turns: list[Message] = []
         self._asked: list[Message] = []
 
@@ -119,6 +122,7 @@ class Conversation:
             sampling=self._sampling,
             max_tokens=self._choices.max_tokens,
             stop=self._choices.stop,
+            adapters=self._adapters,
         )
 
     def answered(self, text: str) -> None:

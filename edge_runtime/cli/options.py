@@ -147,3 +147,19 @@ cluster_options = _all(
         ),
     ]
 )
+
+adapter_options = _all(
+    [
+        click.option(
+            "--adapter",
+            "adapter",
+            multiple=True,
+            metavar="NAME[=STRENGTH]",
+            help="Answer with this edit or adapter, and no others. May be repeated.  [default: all that are "
+            "applied]",
+        ),
+        click.option(
+            "--no-adapters", is_flag=True, help="Answer as the model does without any edit or adapter."
+        ),
+    ]
+)

@@ -136,13 +136,15 @@ class RemoteEngine:
         sampling: SamplingParameters,
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
+        adapters: Mapping[str, float] | None = None,
     ) -> RemoteAnswer:
         """Continue a prompt, as the engine does.
 
         Raises:
             EdgeRuntimeError: the daemon refuses.
         """
-        return RemoteAnswer(self._client.generate(prompt, **self._options(sampling, max_tokens, stop)))
+        options = self._options(sampling, max_tokens, stop, adapters)
+        return RemoteAnswer(self._client.generate(prompt, **options))
 
     def chat(
         self,
@@ -151,6 +153,7 @@ class RemoteEngine:
         sampling: SamplingParameters,
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
+        adapters: Mapping[str, float] | None = None,
     ) -> RemoteAnswer:
         """Answer a conversation, as the engine does.
 
@@ -158,9 +161,16 @@ class RemoteEngine:
             EdgeRuntimeError: the daemon refuses.
         """
         turns: Any = [dict(message) for message in messages]
-        return RemoteAnswer(self._client.chat(turns, **self._options(sampling, max_tokens, stop)))
+        options = self._options(sampling, max_tokens, stop, adapters)
+        return RemoteAnswer(self._client.chat(turns, **options))
 
-    def _options(self, sampling: SamplingParameters, max_tokens: int | None, stop: Sequence[str]) -> Any:
+    def _options(
+        self,
+        sampling: SamplingParameters,
+        max_tokens: int | None,
+        stop: Sequence[str],
+        adapters: Mapping[str, float] | None,
+    ) -> Any:
         return {
             "model": self._model,
             "max_tokens": max_tokens,
@@ -173,6 +183,7 @@ class RemoteEngine:
             "stop": tuple(stop),
             "mode": self._mode,
             "quality": self._quality,
+            "adapters": adapters,
         }
 
 

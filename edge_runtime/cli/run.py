@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,7 +19,13 @@ from edge_runtime.cli.answer import (
     stream,
     write_text,
 )
-from edge_runtime.cli.options import cluster_options, engine_options, json_option, sampling_options
+from edge_runtime.cli.options import (
+    adapter_options,
+    cluster_options,
+    engine_options,
+    json_option,
+    sampling_options,
+)
 from edge_runtime.cli.remote import local_option
 from edge_runtime.errors import RequestError
 
@@ -31,6 +38,7 @@ if TYPE_CHECKING:
 @engine_options
 @sampling_options
 @cluster_options
+@adapter_options
 @click.option("--system", metavar="TEXT", help="Instructions that come before the prompt.")
 @click.option("--raw", is_flag=True, help="Continue the prompt as plain text, without the chat template.")
 @click.option("-v", "--verbose", is_flag=True, help="Show speed and seed, also where stderr is no terminal.")
@@ -59,9 +67,15 @@ def command(
     if raw and system is not None:
         raise RequestError("--system has no place in --raw text; put the instructions into the prompt")
     choices = Choices(**shared)
-    sampling = choices.sampling()  # before the model loads: a wrong value should fail at once
+    # Before the model loads: a wrong value should fail at once.
+    settings: dict[str, Any] = {
+        "sampling": choices.sampling(),
+        "adapters": choices.adapters(),
+        "max_tokens": choices.max_tokens,
+        "stop": choices.stop,
+    }
     with choices.open(invocation) as engine:
-        generation = _start(engine, text, system, raw, choices, sampling)
+        generation = _start(engine, text, system, raw, settings)
         if as_json:
             model = getattr(generation, "model", choices.model)
             click.echo(json.dumps(_answer(generation, model), ensure_ascii=False))
@@ -97,16 +111,13 @@ def _prompt(argument: str | None) -> str:
         raise RequestError(f"standard input is not UTF-8 text (byte {error.start})") from error
 
 
-def _start(
-    engine: Answerer, text: str, system: str | None, raw: bool, choices: Choices, sampling: Any
-) -> Answer:
-    limits: dict[str, Any] = {"sampling": sampling, "max_tokens": choices.max_tokens, "stop": choices.stop}
+def _start(engine: Answerer, text: str, system: str | None, raw: bool, settings: Mapping[str, Any]) -> Answer:
     if raw or (engine.chat_template is None and system is None):
-        return engine.generate(text, **limits)
+        return engine.generate(text, **settings)
     messages = [{"role": "user", "content": text}]
     if system is not None:
         messages.insert(0, {"role": "system", "content": system})
-    return engine.chat(messages, **limits)
+    return engine.chat(messages, **settings)
 
 
 def _answer(generation: Answer, model: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypedDict
 
@@ -49,6 +49,8 @@ class GenerationOptions(TypedDict, total=False):
             exact.
         quality: what a relaxed answer may lose: 0.99 allows a perplexity 1 % worse; above 0 to 1, by default
             the daemon's setting.
+        adapters: to answer with: names, or name -> strength (-10 to 10); ``()`` for none; by default all that
+            are applied to the model.
     """
 
     model: str
@@ -67,6 +69,7 @@ class GenerationOptions(TypedDict, total=False):
     timeout: float | None
     mode: Mode | None
     quality: float | None
+    adapters: Mapping[str, float] | Sequence[str] | None
 
 
 @dataclass(frozen=True, slots=True)

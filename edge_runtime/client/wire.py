@@ -114,6 +114,7 @@ def _generation_fields(options: types.GenerationOptions) -> dict[str, Any]:
         "logprobs": options.get("logprobs"),
         "mode": _mode(options.get("mode")),
         "quality": options.get("quality"),
+        **_adapters(options.get("adapters")),
     }
 
 
@@ -123,6 +124,21 @@ def _mode(mode: str | None) -> inference_pb2.Mode | None:
     if not isinstance(mode, str) or mode not in _MODES:
         raise RequestError("mode is neither 'exact' nor 'relaxed'")
     return _MODES[mode]
+
+
+def _adapters(adapters: Mapping[str, float] | Sequence[str] | None) -> dict[str, Any]:
+    if adapters is None:
+        return {}
+    if isinstance(adapters, str) or not isinstance(adapters, Mapping | Iterable):
+        raise RequestError("adapters is neither a list of names nor a mapping from names to strengths")
+    pairs = adapters.items() if isinstance(adapters, Mapping) else [(name, None) for name in adapters]
+    if not pairs:
+        return {"no_adapters": True}
+    return {
+        "adapters": [
+            built(inference_pb2.AdapterChoice, name=name, strength=strength) for name, strength in pairs
+        ]
+    }
 
 
 # --- from messages ----------------------------------------------------------------------------

@@ -106,6 +106,17 @@ def _generation_request(
         client=current_caller().name,
         mode=_MODES[request.mode],
         quality=request.quality if request.HasField("quality") else None,
+        adapters=_adapters(request),
+    )
+
+
+def _adapters(request: pb.GenerateRequest | pb.ChatRequest) -> tuple[tuple[str, float], ...] | None:
+    if request.no_adapters and request.adapters:
+        raise RequestError(f"no_adapters, and {len(request.adapters)} adapters; give one of the two")
+    if not request.adapters:
+        return () if request.no_adapters else None
+    return tuple(
+        (choice.name, choice.strength if choice.HasField("strength") else 1.0) for choice in request.adapters
     )
 
 

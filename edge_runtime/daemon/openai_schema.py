@@ -158,6 +158,7 @@ def _wanted(
     stop = _stops(fields.take("stop"))
     timeout = _timeout(fields)
     mode, quality = _mode(fields), _quality(fields)
+    adapters = _adapters(fields.take("adapters"))
     stream = fields.boolean("stream")
     options = fields.take("stream_options")
     fields.ignore(*_HARMLESS)
@@ -183,6 +184,7 @@ def _wanted(
             client=client,
             mode=mode,
             quality=quality,
+            adapters=adapters,
         )
         for prompt in prompts
         for conversation in messages
@@ -221,6 +223,30 @@ def _quality(fields: Fields) -> float | None:
     if quality is not None and not 0 < quality <= 1:
         raise ParameterError(f"quality is {quality:g}; needed is a number above 0, at most 1", "quality")
     return quality
+
+
+def _adapters(values: object) -> tuple[tuple[str, float], ...] | None:
+    """Adapters by name, or name and strength; not part of OpenAI's API."""
+    if values is None:
+        return None
+    if not isinstance(values, list):
+        raise ParameterError(
+            f"adapters is {kind_of(values)}; needed is an array of names, or of objects with name and "
+            "strength",
+            "adapters",
+        )
+    return tuple(_adapter(value, f"adapters[{place}]") for place, value in enumerate(values))
+
+
+def _adapter(value: object, path: str) -> tuple[str, float]:
+    if isinstance(value, str):
+        return checked_text(value, path), 1.0
+    fields = Fields(value, path)
+    name, strength = fields.text("name"), fields.number("strength")
+    fields.end()
+    if name is None:
+        raise ParameterError(f"{path}.name is absent; needed is the name of an adapter", f"{path}.name")
+    return name, 1.0 if strength is None else strength
 
 
 def _refuse_tools(fields: Fields) -> None:
