@@ -100,8 +100,8 @@ _MEANINGS = {
     "stream": "send the answer as it comes; default false",
     "stream_options": "needs `stream`",
     "stream_options.include_usage": "one more event at the end with `usage`; default false",
-    "adapters": "which of those that are applied to answer with: an array of names, or of objects with `name` "
-    "and `strength`; `[]`: none; default: all, with strength 1; not part of OpenAI's API",
+    "adapters": "which of those that are applied to answer with: an array of names, or of objects with "
+    "`name` and `strength`; `[]`: none; default: all, with strength 1; not part of OpenAI's API",
     "adapters[].name": "as `edgert edits list` shows it",
     "adapters[].strength": "what its changes are multiplied by: -10 to 10, default 1",
     "encoding_format": "`float` (default) or `base64`: little-endian float32",
