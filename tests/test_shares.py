@@ -22,6 +22,7 @@ from edge_runtime.engine.graph import Capture
 from edge_runtime.engine.group_slices import GroupSlices, PartitionShape
 from edge_runtime.engine.layer_steps import LayerSteps
 from edge_runtime.engine.model import Model
+from edge_runtime.engine.share_sides import SideStacks, make_side
 from edge_runtime.engine.shares import Share, ShareComputer
 from edge_runtime.errors import ModelFileError, RequestError
 from models.synthetic import SyntheticModel, write_synthetic_gguf
@@ -205,6 +206,140 @@ def test_layer_steps_apply_adapters_of_attention(pieces: SimpleNamespace) -> Non
         model.set_adapters({})
         model.cells.remove(0)
     assert error(found, expected) < 1e-3
+
+
+# --- side paths -------------------------------------------------------------------------------
+
+ADAPTERS = {
+    "all": ["ffn_gate", "ffn_up", "ffn_down"],
+    "gate": ["ffn_gate"],
+    "up": ["ffn_up"],
+    "down": ["ffn_down"],
+}
+
+
+def adapters_of(pieces: SimpleNamespace) -> dict[str, list[LowRank]]:
+    """Those of `ADAPTERS` on one layer, each of another rank, and one on the head."""
+    shape, random = pieces.slices.shape, np.random.default_rng(2)
+
+    def low_rank(matrix: str, n_in: int, n_out: int, rank: int) -> LowRank:
+        a, b = (random.standard_normal(size).astype(np.float32) for size in ((rank, n_in), (n_out, rank)))
+        return LowRank(matrix, a, b, 0.3 / np.sqrt(n_in))
+
+    found = {
+        name: [
+            low_rank(f"blk.{LAYER}.{kind}.weight", *sizes[:: -1 if kind == "ffn_down" else 1], rank)
+            for kind in kinds
+        ]
+        for rank, (name, kinds) in enumerate(ADAPTERS.items(), start=1)
+        for sizes in [(shape.n_embd, shape.n_ff)]
+    }
+    found["head"] = [low_rank("output.weight", shape.n_embd, shape.n_vocab, 2)]
+    return found
+
+
+def side_values(
+    pieces: SimpleNamespace, stacks: SideStacks, layer: int, inputs: np.ndarray, **of: object
+) -> object:
+    strengths = {name: np.broadcast_to(np.float32(value), (len(inputs),)) for name, value in of.items()}  # type: ignore[arg-type]
+    a = stacks.projection(layer)
+    if a is None:
+        return stacks.values(layer, None, strengths)
+    with closing(pieces.computer.projection(a)) as projection:
+        return stacks.values(layer, pieces.computer.compute(projection, inputs), strengths)
+
+
+@pytest.mark.parametrize("in_file", [False, True])
+@pytest.mark.parametrize("name", [*ADAPTERS, "two"])
+def test_side_paths_of_shares_add_up_to_the_whole_models(
+    pieces: SimpleNamespace, name: str, in_file: bool
+) -> None:
+    if in_file and pieces.kind == "F32":
+        pytest.skip("a short last group lies in no file")
+    adapters, shape = adapters_of(pieces), pieces.slices.shape
+    wish = {"up": 1.0, "down": [0.0, 1.0, -2.0, 0.5, 0.0]} if name == "two" else {name: 0.7}
+    pieces.whole.set_adapters(adapters)
+    asked = [Capture("ffn_input", LAYER), Capture("ffn_output", LAYER)]
+    pieces.whole.cells.remove(0)
+    result = pieces.whole.forward(Batch(TOKENS, list(range(5)), capture=asked, adapters=wish)).captured
+    pieces.whole.cells.remove(0)
+    pieces.whole.set_adapters({})
+    inputs, expected = result[asked[0]], result[asked[1]]
+
+    stacks = SideStacks(adapters, shape)
+    assert stacks.layers == [LAYER, shape.n_layers] and stacks.width(LAYER) == 3 * 1 + 2 + 3 + 4
+    values = side_values(pieces, stacks, LAYER, inputs, **wish)
+    total, plain = np.zeros_like(expected), np.zeros_like(expected)
+    for part in range(2):
+        groups = list(range(part, shape.n_groups, 2))
+        made = (
+            pieces.computer.mapped_share(pieces.gguf, LAYER, tuple(groups))
+            if in_file
+            else share_of(pieces, LAYER, groups)
+        )
+        with closing(made) as share:
+            side = pieces.computer.side(share, stacks.matrices(LAYER, groups))
+            plain += pieces.computer.compute(share, inputs)
+            total += pieces.computer.compute(share, inputs, side, values)
+            share.drop_side(side)
+            share.drop_side(side)
+            assert not any(key[1] for key in share.graphs)
+    assert error(total, expected) < TOLERANCE[pieces.kind]
+    assert error(plain, expected) > 0.01
+
+
+def test_side_paths_of_the_heads_slices_are_the_whole_heads(pieces: SimpleNamespace) -> None:
+    adapters, shape = adapters_of(pieces), pieces.slices.shape
+    random = np.random.default_rng(4)
+    inputs = random.standard_normal((2, shape.n_embd)).astype(np.float32)
+    change = adapters["head"][0]
+    stacks = SideStacks(adapters, shape)
+    values = side_values(pieces, stacks, shape.n_layers, inputs, head=[1.0, -0.5])
+    expected = np.array([[1.0], [-0.5]]) * change.scale * (inputs @ change.a.T) @ change.b.T
+    for number, rows in ((0, slice(0, 1024)), (1, slice(1024, 1100))):
+        for make in (
+            lambda n: pieces.computer.head_share({n: pieces.slices.head_slice(n)}),
+            lambda n: pieces.computer.mapped_head(pieces.gguf, pieces.slices.head_name, (n,)),
+        ):
+            with closing(make(number)) as share:
+                side = pieces.computer.side(share, stacks.matrices(shape.n_layers, (number,)))
+                plain = pieces.computer.compute(share, inputs).copy()
+                found = pieces.computer.compute(share, inputs, side, values) - plain
+                assert np.abs(found - expected[:, rows]).max() < 1e-5 * np.abs(plain).max()
+                share.drop_side(side)
+
+
+def test_what_is_switched_off_has_no_side_values(pieces: SimpleNamespace) -> None:
+    shape = pieces.slices.shape
+    stacks = SideStacks(adapters_of(pieces), shape)
+    inputs = np.ones((2, shape.n_embd), np.float32)
+    assert side_values(pieces, stacks, LAYER, inputs, head=1.0) is None
+    assert side_values(pieces, stacks, LAYER, inputs, up=[0.0, 0.0]) is None
+    assert side_values(pieces, stacks, 0, inputs, up=1.0) is None
+    assert stacks.values(LAYER, None, {}) is None
+    assert not stacks.matrices(0, (0,)) and stacks.projection(0) is None
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {},
+        {"gate": (8, 0)},
+        {"gate": (9, 2)},
+        {"up": (8, 2), "head": (8, 2)},
+        {"down_a": (2, 8)},
+        {"down_a": (2, 8), "down_b": (8, 2)},
+        {"down_a": (2, 9), "down_b": (64, 2)},
+        {"gate": (8, 5000)},
+        {"gate": (16,)},
+    ],
+)
+def test_side_paths_that_do_not_fit_a_share_are_refused(damage: dict[str, tuple[int, ...]]) -> None:
+    shape = PartitionShape("llama", 64, 16, 1, 10, 8, ((0, 0, 0),), 0)
+    with pytest.raises(RequestError):
+        make_side({name: np.zeros(size, np.float32) for name, size in damage.items()}, shape, 8, head=False)
+    with pytest.raises(RequestError, match="finite"):
+        make_side({"gate": np.full((8, 1), np.inf, np.float32)}, shape, 8, head=False)
 
 
 @pytest.mark.parametrize(

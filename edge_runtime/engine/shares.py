@@ -18,18 +18,19 @@ from edge_runtime.engine.backend import Backend
 from edge_runtime.engine.gguf import GGUFFile
 from edge_runtime.engine.graph import as_array, swiglu_parts
 from edge_runtime.engine.group_slices import PartitionShape
+from edge_runtime.engine.share_sides import ShareSide, SideMatrices, SidesInGraph, make_side
 from edge_runtime.engine.weights import INTERLEAVED, RepackedTypes, TensorContext, address_of, allocate
 from edge_runtime.errors import OutOfMemoryError, RequestError
 
 Floats = NDArray[np.float32]
 
-_N_NODES = 24
-_MAX_GRAPHS = 8  # of one share: as many batch sizes
+_N_NODES = 48
+_MAX_GRAPHS = 16  # of one share: as many batch sizes, with side paths and without
 
 
 @dataclass(slots=True, eq=False)
 class _Graph:
-    """A share's graph for one number of rows; `inputs` and `output` are its tensors' memory."""
+    """A share's graph for one number of rows; `inputs`, `output` and `sides` are its tensors' memory."""
 
     context: TensorContext
     graph_context: int
@@ -37,6 +38,7 @@ class _Graph:
     inputs: Floats
     output: Floats
     chosen: NDArray[np.int32] | None  # where the share's groups are named, before each run
+    sides: list[Floats]  # side values of each part, (n_rows, rank)
     generation: int
 
     def free(self) -> None:
@@ -62,7 +64,13 @@ class Share:
     in_file: bool = False  # the matrices hold all of the layer's groups
     buffers: list[int] = field(default_factory=list)
     context: TensorContext | None = None
-    graphs: dict[int, _Graph] = field(default_factory=dict)
+    graphs: dict[tuple[int, ShareSide | None], _Graph] = field(default_factory=dict)
+
+    def drop_side(self, side: ShareSide) -> None:
+        """Free a side path of this share, and the graphs that use it; safe to call twice."""
+        for key in [key for key in self.graphs if key[1] is side]:
+            self.graphs.pop(key).free()
+        side.free()
 
     def close(self) -> None:
         """Free it; safe to call twice."""
@@ -219,6 +227,31 @@ class ShareComputer:
         share.matrices["head"] = matrix
         return share
 
+    def projection(self, a: Floats) -> Share:
+        """What multiplies a layer's inputs by ``a`` (rank, n_embd), as a share of no layer.
+
+        Raises:
+            OutOfMemoryError: it does not fit.
+        """
+        share = Share(-1, (), len(a), context=TensorContext(2))
+        content = np.ascontiguousarray(a, np.float32).view(np.uint8)
+        try:
+            self._add(share, "head", ggml.TYPE_F32, self.shape.n_embd, content)
+        except BaseException:
+            share.close()
+            raise
+        return share
+
+    def side(self, share: Share, matrices: SideMatrices) -> ShareSide:
+        """Side paths of a share; free them with `Share.drop_side`.
+
+        Raises:
+            RequestError: they do not fit the share. OutOfMemoryError: no memory for them.
+        """
+        is_head = share.layer == self.shape.n_layers
+        width = share.width if is_head else sum(map(self.shape.neurons, share.ids))
+        return make_side(matrices, self.shape, width, head=is_head)
+
     def _add(self, share: Share, name: str, type_: int, width: int, rows: NDArray[np.uint8]) -> None:
         """Store a matrix of `width` columns, repacked where the CPU has kernels for it."""
         rows = np.ascontiguousarray(rows)
@@ -235,23 +268,36 @@ class ShareComputer:
 
     # --- computing ----------------------------------------------------------------------------
 
-    def compute(self, share: Share, inputs: Floats) -> Floats:
+    def compute(
+        self, share: Share, inputs: Floats, side: ShareSide | None = None, values: Floats | None = None
+    ) -> Floats:
         """What the share contributes, (n_rows, width), for the layer's normalised inputs (n_rows, n_embd).
 
         The result is overwritten by the next call.
+
+        Args:
+            side: of the share; None: without side paths.
+            values: (n_rows, side.width), the rows' side values.
         """
         n_rows = len(inputs)
-        graph = share.graphs.get(n_rows)
+        graph = share.graphs.get((n_rows, side))
         if graph is None or graph.generation != self._generation:
-            graph = self._build(share, n_rows)
+            graph = self._build(share, n_rows, side)
         graph.inputs[:] = inputs
         if graph.chosen is not None:
             graph.chosen[:] = share.ids
+        if side is not None:
+            assert values is not None
+            start = 0
+            for target in graph.sides:
+                stop = start + target.shape[1]
+                target[:] = values[:, start:stop]
+                start = stop
         self._backend.compute(graph.pointer)
         return graph.output
 
-    def _build(self, share: Share, n_rows: int) -> _Graph:
-        stale = share.graphs.pop(n_rows, None)
+    def _build(self, share: Share, n_rows: int, side: ShareSide | None) -> _Graph:
+        stale = share.graphs.pop((n_rows, side), None)
         if stale is None and len(share.graphs) >= _MAX_GRAPHS:
             stale = share.graphs.pop(next(iter(share.graphs)))
         if stale is not None:
@@ -260,17 +306,18 @@ class ShareComputer:
         graph_context = ggml.init(ggml.InitParams(ggml.graph_overhead_custom(_N_NODES, False), None, True))
         pointer = ggml.new_graph_custom(graph_context, _N_NODES, False)
         ctx = context.pointer
-        inputs = ggml.new_tensor_2d(ctx, ggml.TYPE_F32, self.shape.n_embd, n_rows)
-        ggml.set_input(inputs)
+        inputs = self._input(ctx, ggml.TYPE_F32, self.shape.n_embd, n_rows)
+        ranks = side.ranks if side is not None else {}
+        parts = {part: self._input(ctx, ggml.TYPE_F32, rank, n_rows) for part, rank in ranks.items()}
+        sides = SidesInGraph(ctx, side.tensors if side is not None else {}, parts)
         ids = 0
         if "head" in share.matrices:
-            output = ggml.mul_mat(ctx, share.matrices["head"], inputs)
+            output = sides.added("head", ggml.mul_mat(ctx, share.matrices["head"], inputs))
         elif share.in_file:
-            ids = ggml.new_tensor_2d(ctx, ggml.TYPE_I32, len(share.ids), n_rows)
-            ggml.set_input(ids)
-            output = self._chosen_groups(ctx, share, inputs, ids, n_rows)
+            ids = self._input(ctx, ggml.TYPE_I32, len(share.ids), n_rows)
+            output = self._chosen_groups(ctx, share, inputs, ids, n_rows, sides)
         else:
-            output = self._ffn(ctx, share, inputs, n_rows)
+            output = self._ffn(ctx, share, inputs, n_rows, sides)
         ggml.set_output(output)
         ggml.build_forward_expand(pointer, output)
         if not ggml.gallocr_alloc_graph(self._allocator, pointer):
@@ -287,23 +334,32 @@ class ShareComputer:
             as_array(inputs, np.float32, (n_rows, self.shape.n_embd)),
             as_array(output, np.float32, (n_rows, share.width)),
             as_array(ids, np.int32, (n_rows, len(share.ids))) if ids else None,
+            [as_array(parts[part], np.float32, (n_rows, rank)) for part, rank in ranks.items()],
             self._generation,
         )
-        share.graphs[n_rows] = graph
+        share.graphs[n_rows, side] = graph
         return graph
 
-    def _ffn(self, ctx: int, share: Share, inputs: int, n_rows: int) -> int:
+    @staticmethod
+    def _input(ctx: int, type_: int, width: int, n_rows: int) -> int:
+        tensor: int = ggml.new_tensor_2d(ctx, type_, width, n_rows)
+        ggml.set_input(tensor)
+        return tensor
+
+    def _ffn(self, ctx: int, share: Share, inputs: int, n_rows: int, sides: SidesInGraph) -> int:
         width = sum(map(self.shape.neurons, share.ids))
         both = share.matrices.get("gate_up")
         if both is not None:
             gate, up = swiglu_parts(ctx, ggml.mul_mat(ctx, both, inputs), width * n_rows)
         else:
             gate, up = (ggml.mul_mat(ctx, share.matrices[name], inputs) for name in ("gate", "up"))
+        gate, up = sides.added("gate", gate), sides.added("up", up)
         activation = ggml.reshape_2d(ctx, ggml.swiglu_split(ctx, gate, up), width, n_rows)
-        result: int = ggml.mul_mat(ctx, share.matrices["down"], activation)
-        return result
+        return sides.added_down(ggml.mul_mat(ctx, share.matrices["down"], activation), activation)
 
-    def _chosen_groups(self, ctx: int, share: Share, inputs: int, ids: int, n_rows: int) -> int:
+    def _chosen_groups(
+        self, ctx: int, share: Share, inputs: int, ids: int, n_rows: int, sides: SidesInGraph
+    ) -> int:
         n_embd, size, count = self.shape.n_embd, self.shape.group_size, len(share.ids)
         expanded = ggml.reshape_3d(ctx, inputs, n_embd, 1, n_rows)
         gate, up = (
@@ -312,11 +368,13 @@ class ShareComputer:
             )
             for name in ("gate", "up")
         )
-        activation = ggml.reshape_3d(ctx, ggml.swiglu_split(ctx, gate, up), size, count, n_rows)
+        gate, up = sides.added("gate", gate), sides.added("up", up)
+        flat = ggml.swiglu_split(ctx, gate, up)
+        activation = ggml.reshape_3d(ctx, flat, size, count, n_rows)
         parts = ggml.mul_mat_id(ctx, share.matrices["down"], activation, ids)  # [n_embd, count, n_rows]
         target = ggml.new_tensor_3d(ctx, ggml.TYPE_F32, n_embd, 1, n_rows)
-        summed: int = ggml.reshape_2d(ctx, ggml.repeat_back(ctx, parts, target), n_embd, n_rows)
-        return summed
+        summed = ggml.reshape_2d(ctx, ggml.repeat_back(ctx, parts, target), n_embd, n_rows)
+        return sides.added_down(summed, flat)
 
     def close(self) -> None:
         """Free the graphs' memory; shares must be closed before. Safe to call twice."""
