@@ -12,6 +12,7 @@ from edge_runtime.engine.adapters import LowRank
 from edge_runtime.engine.architecture import read_hyperparameters
 from edge_runtime.engine.batch import Batch
 from edge_runtime.engine.gguf import GGUFFile
+from edge_runtime.engine.kv_tensors import KVType
 from edge_runtime.engine.model import Model
 from edge_runtime.personalize.model_matrices import matrix_shapes
 from models.synthetic import SyntheticModel, write_synthetic_gguf
@@ -71,11 +72,11 @@ def product(change: LowRank) -> NDArray[np.float64]:
     return change.scale * np.asarray(change.b, np.float64) @ np.asarray(change.a, np.float64)
 
 
-def logits_with(path: Path, changes: Sequence[LowRank]) -> NDArray[np.float32]:
+def logits_with(path: Path, changes: Sequence[LowRank], kv_type: KVType = "f16") -> NDArray[np.float32]:
     """(n_tokens, n_vocab) of TOKENS by the engine."""
     with GGUFFile(path) as gguf:
         hyperparameters = read_hyperparameters(gguf)
-        model = Model(gguf, hyperparameters, n_cells=256, n_sequences=1, threads=1)
+        model = Model(gguf, hyperparameters, n_cells=256, n_sequences=1, threads=1, kv_type=kv_type)
         try:
             if changes:
                 model.set_adapters({"it": changes})
