@@ -212,6 +212,15 @@ def test_writing_replaces_an_adapter_and_is_private(model: Path, tmp_path: Path)
     assert len(read(folder, model)) == 1
 
 
+def test_a_configuration_is_never_beside_the_numbers_of_another_adapter(model: Path, tmp_path: Path) -> None:
+    folder = written(tmp_path, [_GOOD], model)
+    (folder / WEIGHTS).unlink()
+    (folder / WEIGHTS).mkdir()  # so that writing fails in the middle
+    with pytest.raises(OSError):
+        written(folder, [replace(_GOOD, scale=3.0)], model)
+    assert not (folder / CONFIG).exists()
+
+
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [

@@ -227,8 +227,7 @@ class _Config:
     def _of(pattern: Mapping[str, float], module: str, default: float) -> float:
         """As PEFT's `get_pattern_key`: the first name that the module's ends with decides."""
         for name, value in pattern.items():
-            whole = name.removeprefix("^")
-            if module == whole or (whole == name and module.endswith("." + name)):
+            if module == name.removeprefix("^") or module.endswith("." + name):
                 return value
         return default
 
