@@ -6,7 +6,7 @@
     ├── ModelFileError              model_file          exit 3   a GGUF that is broken
     │   └── UnsupportedModelError   unsupported_model   exit 3   a sound GGUF that the engine cannot run
     ├── ModelNotFoundError          model_not_found     exit 4
-    ├── AdapterFileError            adapter_file        exit 3   a LoRA file that is broken or of another model
+    ├── AdapterFileError            adapter_file        exit 3   a LoRA that is broken or of another model
     ├── AdapterNotFoundError        adapter_not_found   exit 4
     ├── DownloadError               download            exit 5
     ├── RequestError                invalid_request     exit 2   a parameter out of range
