@@ -7,10 +7,10 @@ from functools import cache
 import numpy as np
 from daemon_fixture import DEMO_MODEL
 
-from edge_runtime.cluster.calibration_file import model_identity
 from edge_runtime.engine.adapters import LowRank
 from edge_runtime.engine.engine import Engine, EngineOptions
 from edge_runtime.engine.sampling import SamplingParameters
+from edge_runtime.model_store.identity import model_identity
 from edge_runtime.personalize.store import AdapterStore
 
 GREEDY = SamplingParameters(temperature=0)

@@ -28,7 +28,7 @@ _SETTLED_SECONDS = 0.1
 
 def identity_of(engine: Engine) -> str:
     """By which the store knows a model's file."""
-    from edge_runtime.cluster.calibration_file import model_identity
+    from edge_runtime.model_store.identity import model_identity
 
     return model_identity(engine.gguf)
 
@@ -63,6 +63,7 @@ class AppliedStore:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = asyncio.Lock()
+        self._refreshing: set[asyncio.Task[None]] = set()
         self._stamp: object = None
         self._revision = -1
 
@@ -88,6 +89,13 @@ class AppliedStore:
         stamp = self._file_stamp()
         if not anyhow and stamp is not None and stamp == self._stamp:
             return
+        # Shielded: a client that goes away must not leave a change half made.
+        refreshing = asyncio.create_task(self._refresh(workers, stamp, anyhow=anyhow))
+        self._refreshing.add(refreshing)
+        refreshing.add_done_callback(self._refreshing.discard)
+        await asyncio.shield(refreshing)
+
+    async def _refresh(self, workers: Iterable[Worker], stamp: object, *, anyhow: bool) -> None:
         async with self._lock:
             revision = await asyncio.to_thread(self._read_revision)
             if True:

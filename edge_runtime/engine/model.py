@@ -42,6 +42,8 @@ class Model:
         repack: copy weights to the layout of the fastest kernels; False leaves them in the file.
         ffn, head: False leaves the FFNs' weights, or the LM head's, in the file even so: others compute them.
         progress: called with the share loaded, 0 .. 1.
+        weights: of another model of the same file, which must outlive this one; then nothing is loaded, and
+            the four arguments before this one mean nothing.
 
     Attributes:
         kv_bytes: memory that a full KV cache takes.
@@ -65,6 +67,7 @@ class Model:
         ffn: bool = True,
         head: bool = True,
         progress: Callable[[float], None] | None = None,
+        weights: Weights | None = None,
     ) -> None:
         self.hyperparameters = hyperparameters
         self.cells = KVCells(n_cells, n_sequences)
@@ -78,19 +81,18 @@ class Model:
             # One row more than attention sees takes the keys of padding tokens.
             kv = resources.enter_context(closing(KVTensors(hyperparameters, self._n_kv_max + 1, kv_type)))
             self.backend = resources.enter_context(closing(Backend(threads)))
-            self.weights = resources.enter_context(
-                closing(
-                    Weights(
-                        gguf,
-                        hyperparameters,
-                        repack=repack,
-                        ffn=ffn,
-                        head=head,
-                        threads=threads,
-                        progress=progress,
-                    )
+            if weights is None:
+                weights = Weights(
+                    gguf,
+                    hyperparameters,
+                    repack=repack,
+                    ffn=ffn,
+                    head=head,
+                    threads=threads,
+                    progress=progress,
                 )
-            )
+                resources.enter_context(closing(weights))
+            self.weights = weights
             self._resources = resources.pop_all()
         self.kv_bytes = kv.nbytes
         self._packs = self.weights.repacked_bytes > self.weights.mapped_bytes

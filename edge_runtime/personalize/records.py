@@ -42,7 +42,7 @@ class Record:
         id: never used twice, unlike the name.
         name: unique, also apart from upper and lower case, so that it can name a file.
         model: the model's name in the store, for people.
-        identity: of the model's file, as `edge_runtime.cluster.calibration_file.model_identity` gives it.
+        identity: of the model's file, as `edge_runtime.model_store.identity.model_identity` gives it.
         created, changed: Unix time in seconds; `changed` is when it came into its state.
         request: what was asked for.
         report: what came of it; empty until there is one.

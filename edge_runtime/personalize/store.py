@@ -131,7 +131,7 @@ class AdapterStore:
 
         Args:
             model: its name in the store, for people.
-            identity: of the model's file, as `calibration_file.model_identity` gives it.
+            identity: of the model's file, as `model_store.identity.model_identity` gives it.
             request: what JSON can hold.
             name: unique; without it the kind and the number, such as ``edit-7``.
 

@@ -1,0 +1,103 @@
+"""Which way the loss falls, found by forward passes alone, or by back-propagation to compare with."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_runtime.personalize.objective import Objective, Point
+from edge_runtime.personalize.signs import signs
+
+Doubles = NDArray[np.float64]
+
+
+class Estimator(Protocol):
+    """Estimates the gradient of an objective."""
+
+    def gradient(self, objective: Objective, point: Point, step: int) -> Doubles:
+        """(n_embd,) at `point`, in the search's step number `step`, from 0."""
+
+
+class SpreadSigns:
+    """Finite differences along random signs, each on one context only.
+
+    A direction's difference on one context costs as many rows as that context; averaged over all of them it
+    would cost all. What limits the estimate is the number of directions, so each gets a context of its own,
+    the more of them the more of the loss a context still has. One side is enough: the loss at the point
+    itself is known from the step before, and with random signs the curvature adds noise and no bias.
+
+    Args:
+        directions: a step.
+        distance: of a probe from the point, in units of the objective's scale.
+        antithetic: measure both sides, with half as many directions.
+    """
+
+    def __init__(
+        self, seed: int, directions: int = 256, distance: float = 0.1, *, antithetic: bool = False
+    ) -> None:
+        self._seed = seed
+        self._directions = directions // 2 if antithetic else directions
+        self._distance = distance
+        self._antithetic = antithetic
+
+    def gradient(self, objective: Objective, point: Point, step: int) -> Doubles:
+        """As `Estimator.gradient`."""
+        width = len(point.delta)
+        contexts = self._assigned(objective, point, step)
+        # Columns of length one: a direction's square sums to 1.
+        directions = signs(self._seed, step, self._directions, width) / np.sqrt(width)
+        distance = self._distance * objective.scale
+        ahead = objective.values(point.delta + distance * directions, contexts)
+        if self._antithetic:
+            behind = objective.values(point.delta - distance * directions, contexts)
+            slopes = (ahead - behind) / (2 * distance)
+        else:
+            slopes = (ahead - point.values[contexts]) / distance
+        shares = objective.weights[contexts] / np.bincount(contexts)[contexts]
+        estimate: Doubles = width * (shares * slopes) @ directions
+        return estimate + 2 * objective.decay * point.delta
+
+    def _assigned(self, objective: Objective, point: Point, step: int) -> NDArray[np.int64]:
+        """A context for each direction, the more often the steeper it is likely to be."""
+        values = np.maximum(point.values, 0)
+        # The likelihood's gradient falls with what is left to gain, a divergence's with its square root.
+        steepness = np.where(objective.says, 1 - np.exp(-values), np.sqrt(values))
+        wanted = objective.weights * (steepness + _LEAST_STEEPNESS)
+        if not point.delta.any():
+            wanted[~objective.says] = 0  # a divergence from itself is flat
+        ideal = self._directions * wanted / wanted.sum()
+        counts = np.floor(ideal).astype(np.int64)
+        generator = np.random.Generator(np.random.Philox(key=self._seed, counter=[0, 0, 1, step]))
+        rest = generator.choice(len(wanted), self._directions - counts.sum(), p=wanted / wanted.sum())
+        return generator.permutation(np.concatenate([np.repeat(np.arange(len(wanted)), counts), rest]))
+
+
+_LEAST_STEEPNESS = 0.05
+
+
+class CentralDifferences:
+    """MobiEdit's estimator [2506.13772]: Gaussian directions, central differences, every context each time.
+
+    Args:
+        directions: a step; each costs two passes over all contexts.
+        distance: of a probe from the point, in units of the objective's scale.
+    """
+
+    def __init__(self, seed: int, directions: int = 8, distance: float = 0.1) -> None:
+        self._seed = seed
+        self._directions = directions
+        self._distance = distance
+
+    def gradient(self, objective: Objective, point: Point, step: int) -> Doubles:
+        """As `Estimator.gradient`."""
+        generator = np.random.Generator(np.random.Philox(key=self._seed, counter=[0, 0, 2, step]))
+        width = len(point.delta)
+        directions = generator.standard_normal((self._directions, width))
+        distance = self._distance * objective.scale / np.sqrt(width)
+        both = np.concatenate([point.delta + distance * directions, point.delta - distance * directions])
+        losses = np.array([found.loss for found in objective.points(both)])
+        slopes = (losses[: self._directions] - losses[self._directions :]) / (2 * distance)
+        estimate: Doubles = slopes @ directions / self._directions
+        return estimate

@@ -1,0 +1,70 @@
+"""The low-rank update of ``ffn_down`` that gives every standing edit its change, and nothing else one.
+
+With sampled keys ``K0`` (n_samples, n_ff) of ordinary text, ``C = K0ᵀK0 / n_samples + ridge``; with the keys
+``K`` (n_keys, n_ff) of the edits and the changes ``R`` (n_keys, n_embd) they are to make, MEMIT [2210.07229]
+minimises ``lambda * tr(D C Dᵀ) + sum |D k - r|²``: ``D = Rᵀ (lambda I + K C⁻¹ Kᵀ)⁻¹ K C⁻¹``. C, n_ff by n_ff,
+is never formed: Woodbury's identity needs a matrix of n_samples by n_samples [2506.04226].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+
+RIDGE = 0.02  # of C's mean eigenvalue
+STIFFNESS = 1e-3  # lambda, where the edits' own keys have C-norms near 1
+
+
+class KeyCovariance:
+    """``C⁻¹`` of sampled keys, applied to vectors.
+
+    Args:
+        samples: (n_samples, n_ff) keys of ordinary text.
+    """
+
+    def __init__(self, samples: NDArray[np.floating], ridge: float = RIDGE) -> None:
+        self._samples = np.asarray(samples, np.float64)
+        n_samples, _ = self._samples.shape
+        self._ridge = ridge * float((self._samples**2).mean())
+        gram = self._samples @ self._samples.T
+        gram[np.diag_indices(n_samples)] += n_samples * self._ridge
+        self._factor = np.linalg.cholesky(gram)
+
+    def whitened(self, keys: NDArray[np.floating]) -> Doubles:
+        """(n_keys, n_ff) rows ``C⁻¹ k``, by Woodbury's identity."""
+        keys = np.asarray(keys, np.float64)
+        inner = np.linalg.solve(self._factor, self._samples @ keys.T)
+        inner = np.linalg.solve(self._factor.T, inner)
+        found: Doubles = (keys - (self._samples.T @ inner).T) / self._ridge
+        return found
+
+
+def readouts(
+    covariance: KeyCovariance, keys: Floats, strengths: NDArray[np.floating], stiffness: float = STIFFNESS
+) -> Floats:
+    """Linear functions of the key that are about as strong as asked for at the keys, and else about nothing.
+
+    Args:
+        keys: (n_keys, n_ff).
+        strengths: (n_keys, n_parts) what each part's function should be at each key.
+
+    Returns:
+        (n_parts, n_ff) float32.
+    """
+    whitened = covariance.whitened(keys)
+    inner = whitened @ np.asarray(keys, np.float64).T
+    inner = (inner + inner.T) / 2
+    # Keys of one subject are alike: what they have in common decides, not their differences.
+    inner[np.diag_indices(len(keys))] += stiffness * float(np.trace(inner)) / len(keys)
+    found = np.linalg.solve(inner, np.asarray(strengths, np.float64))
+    return np.ascontiguousarray(found.T @ whitened, np.float32)
+
+
+def same_name(names: Sequence[str]) -> Doubles:
+    """(n, n) 1 where two keys belong to one subject, else 0: what is changed of a subject adds up."""
+    return np.array([[float(a == b) for b in names] for a in names])
