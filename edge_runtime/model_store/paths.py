@@ -11,6 +11,9 @@ DEMO_NAME = "demo"
 CALIBRATION_SUFFIX = ".calibration.npz"
 """What `edgert calibrate` keeps of a model NAME.gguf lies beside it as NAME and this."""
 
+EDITS_SUFFIX = ".edits.npz"
+"""What `edgert edits prepare` keeps of a model NAME.gguf lies beside it as NAME and this."""
+
 _DEMO_FILE = "edge-demo-q8_0.gguf"
 
 

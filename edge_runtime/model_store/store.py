@@ -24,7 +24,13 @@ from edge_runtime.model_store.files import (
     sync_folder,
     write_json,
 )
-from edge_runtime.model_store.paths import CALIBRATION_SUFFIX, DEMO_NAME, demo_model_path, home
+from edge_runtime.model_store.paths import (
+    CALIBRATION_SUFFIX,
+    DEMO_NAME,
+    EDITS_SUFFIX,
+    demo_model_path,
+    home,
+)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -148,7 +154,7 @@ class ModelStore:
             arriving.unlink(missing_ok=True)
 
     def remove(self, name: str) -> StoredModel:
-        """Delete a model, its record and its calibration.
+        """Delete a model, its record, and what was measured of it.
 
         Raises:
             ModelNotFoundError: there is none.
@@ -159,7 +165,8 @@ class ModelStore:
             model = self.get(name)
             model.path.unlink()
             self._record(name).unlink(missing_ok=True)
-            model.path.with_name(name + CALIBRATION_SUFFIX).unlink(missing_ok=True)
+            for suffix in (CALIBRATION_SUFFIX, EDITS_SUFFIX):
+                model.path.with_name(name + suffix).unlink(missing_ok=True)
             sync_folder(self.models)
         return model
 

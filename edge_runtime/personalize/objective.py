@@ -49,11 +49,10 @@ class Objective:
     def __init__(self, probes: Probes, keep_weight: float = KEEP_WEIGHT, decay: float = DECAY) -> None:
         self.probes = probes
         self.says = np.array([context.goal == "say" for context in probes.contexts])
-        given = np.array([context.weight for context in probes.contexts])
-        self.weights = np.zeros(len(given))
+        self.weights = np.zeros(len(self.says))
         for chosen, total in ((self.says, 1.0), (~self.says, keep_weight)):
             if chosen.any():
-                self.weights[chosen] = total * given[chosen] / given[chosen].sum()
+                self.weights[chosen] = total / chosen.sum()
         self.scale = probes.scale
         self.decay = decay / self.scale**2
         self.start = self.points(np.zeros((1, probes.width)))[0]

@@ -8,8 +8,6 @@ is never formed: Woodbury's identity needs a matrix of n_samples by n_samples [2
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -63,8 +61,3 @@ def readouts(
     inner[np.diag_indices(len(keys))] += stiffness * float(np.trace(inner)) / len(keys)
     found = np.linalg.solve(inner, np.asarray(strengths, np.float64))
     return np.ascontiguousarray(found.T @ whitened, np.float32)
-
-
-def same_name(names: Sequence[str]) -> Doubles:
-    """(n, n) 1 where two keys belong to one subject, else 0: what is changed of a subject adds up."""
-    return np.array([[float(a == b) for b in names] for a in names])

@@ -1,0 +1,156 @@
+"""Finds out about a model what edits need to know: its sentences, ordinary keys, and the layer to edit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_runtime.engine.batch import Batch
+from edge_runtime.engine.engine import Engine
+from edge_runtime.engine.graph import Capture
+from edge_runtime.errors import EdgeRuntimeError, UnsupportedModelError
+from edge_runtime.personalize.asking import Asker
+from edge_runtime.personalize.contexts import choose_contexts
+from edge_runtime.personalize.estimators import SpreadSigns
+from edge_runtime.personalize.objective import Objective
+from edge_runtime.personalize.probes import Probes
+from edge_runtime.personalize.progress import Progress, Report
+from edge_runtime.personalize.request import EditRequest
+from edge_runtime.personalize.search import Budget, search
+from edge_runtime.personalize.solve import KeyCovariance, readouts
+from edge_runtime.personalize.statistics import EditStatistics
+from edge_runtime.personalize.survey import Survey, survey_edit
+from edge_runtime.personalize.templates import Template, find_templates, usual_surprise, write_texts
+from edge_runtime.personalize.workspace import Workspace
+
+_TEXTS = 1024  # that the model writes
+_SAMPLES = 768  # keys of ordinary text
+_SENTENCES = 4
+_TRIALS = 6  # edits that are tried in each layer
+_TRIAL_STEPS = 2
+_MAX_TEMPLATES = 128
+_SEED = 0
+
+
+def prepare(
+    engine: Engine,
+    progress: Report = lambda progress: None,
+    *,
+    texts: int = _TEXTS,
+    layers: Sequence[int] | None = None,
+    workspace: Workspace | None = None,
+) -> EditStatistics:
+    """Measure a model by forward passes alone; takes some hundred thousand rows for a small one.
+
+    Args:
+        texts: short texts that the model writes.
+        layers: to try edits in; None: all but the last.
+        workspace: to compute in; without one, made and freed.
+
+    Raises:
+        UnsupportedModelError: the model writes nothing that trial edits could be made from, and no single
+            layer was named.
+    """
+    if workspace is None:
+        with Workspace(engine) as workspace:
+            return prepare(engine, progress, texts=texts, layers=layers, workspace=workspace)
+    n_layers = engine.hyperparameters.n_layers
+    tried = list(range(n_layers - 1)) if layers is None else list(layers)
+    steps = 3 + len(tried)
+    started = time.monotonic()
+
+    def tell(step: int) -> None:
+        seconds = time.monotonic() - started
+        progress(Progress("preparing", step, steps, rows=workspace.rows_computed, seconds=seconds))
+
+    tell(0)
+    generator = np.random.Generator(np.random.Philox(key=_SEED))
+    written = [text for text in write_texts(workspace, generator, texts) if text]
+    templates = find_templates(written)[:_MAX_TEMPLATES]
+    usual = usual_surprise(workspace, templates)
+    tell(1)
+    samples = _sample_keys(workspace, written, tried)
+    tell(2)
+    losses: dict[int, float] = {}
+    if len(tried) > 1:
+        asker = Asker(workspace, templates, usual, engine.chat_template)
+        surveys = _trials(asker, templates, generator)
+        for number, layer in enumerate(tried):
+            losses[layer] = _tried(asker, surveys, layer, samples[layer])
+            tell(3 + number)
+    layer = min(losses, key=lambda number: losses[number]) if losses else tried[0]
+    sentences = tuple(text for text in written if text.endswith("."))[:_SENTENCES]
+    tell(steps)
+    return EditStatistics(layer, losses, samples[layer], tuple(templates), tuple(usual), sentences)
+
+
+def _sample_keys(
+    workspace: Workspace, texts: Sequence[str], layers: Sequence[int]
+) -> dict[int, NDArray[np.float16]]:
+    """For each layer, (n_samples, n_ff) inputs of ffn_down at the tokens of texts."""
+    captures = [Capture("ffn_activation", layer) for layer in layers]
+    found: dict[int, list[NDArray[np.float16]]] = {layer: [] for layer in layers}
+    count = 0
+    for text in texts:
+        tokens = workspace.tokenizer.encode(text)[: workspace.rows]
+        if len(tokens) < 2 or count >= _SAMPLES:
+            continue
+        workspace.clear()
+        result = workspace.forward(
+            Batch(
+                tokens,
+                np.arange(len(tokens), dtype=np.int32),
+                0,
+                (),
+                layers=range(max(layers) + 1),
+                capture=captures,
+            )
+        )
+        for capture in captures:  # what begins every text says nothing about texts
+            found[capture.layer].append(result.captured[capture][1:].astype(np.float16))
+        count += len(tokens) - 1
+    workspace.clear()
+    if not count:
+        raise UnsupportedModelError("the model writes no text at all from nothing; edits cannot be prepared")
+    return {layer: np.concatenate(parts)[:_SAMPLES] for layer, parts in found.items()}
+
+
+def _trials(asker: Asker, templates: Sequence[Template], generator: np.random.Generator) -> list[Survey]:
+    """Edits of what the model itself has written, of different kinds."""
+    surveys: list[Survey] = []
+    for template in templates:
+        if len(surveys) == _TRIALS:
+            break
+        answers = sorted({answer for _, answer in template.sightings})
+        name, present = template.sightings[int(generator.integers(len(template.sightings)))]
+        targets = [answer for answer in answers if answer != present]
+        if not targets or len({survey.present for survey in surveys} & {present}):
+            continue
+        target = targets[int(generator.integers(len(targets)))]
+        try:
+            surveys.append(survey_edit(asker, EditRequest(template.about(name), name, target)))
+        except EdgeRuntimeError:
+            continue  # the model says something else of it now
+    if not surveys:
+        raise UnsupportedModelError(
+            "the model writes no two sentences of one form, so no layer can be tried; name one with --layer"
+        )
+    return surveys
+
+
+def _tried(asker: Asker, surveys: Sequence[Survey], layer: int, samples: NDArray[np.float16]) -> float:
+    """What short searches in this layer come down to, in the mean."""
+    covariance = KeyCovariance(samples)
+    losses = []
+    for number, survey in enumerate(surveys):
+        generator = np.random.Generator(np.random.Philox(key=number))
+        contexts = choose_contexts(asker, survey, (), generator)
+        probes = Probes(asker.workspace, layer, contexts)
+        keys = probes.keys[[context.goal == "say" for context in contexts]]
+        probes.read_out(readouts(covariance, keys, np.ones((len(keys), 1)))[0])
+        state = search(Objective(probes), SpreadSigns(number), Budget(_TRIAL_STEPS))
+        losses.append(state.point.loss)
+    return float(np.mean(losses))

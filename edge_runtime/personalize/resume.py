@@ -1,0 +1,88 @@
+"""What an interrupted edit needs to go on: the state of its searches, as bytes."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from edge_runtime.personalize.objective import Objective
+from edge_runtime.personalize.search import State
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SavedSearch:
+    """A search between two steps, without what its contexts give."""
+
+    delta: np.ndarray[Any, np.dtype[np.float64]]
+    momentum: np.ndarray[Any, np.dtype[np.float64]]
+    step: int
+    length: float
+    losses: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Kept:
+    """Of one edit.
+
+    Attributes:
+        searches: number of the subject -> its search.
+        seconds, rows: that were spent until then.
+    """
+
+    searches: Mapping[int, SavedSearch] = field(default_factory=dict)
+    seconds: float = 0.0
+    rows: float = 0.0
+
+    def with_state(self, number: int, state: State) -> Kept:
+        """With a search's state in place of what there was of it."""
+        saved = SavedSearch(state.point.delta, state.momentum, state.step, state.length, state.losses)
+        return replace(self, searches={**self.searches, number: saved})
+
+    def after(self, seconds: float, rows: float) -> Kept:
+        """With so much more spent."""
+        return replace(self, seconds=self.seconds + seconds, rows=self.rows + rows)
+
+    def state_of(self, number: int, objective: Objective) -> State | None:
+        """Where a search goes on; None where it begins, or where the model has become another."""
+        saved = self.searches.get(number)
+        if saved is None or saved.delta.shape != objective.start.delta.shape:
+            return None
+        point = objective.points(saved.delta[None])[0]
+        return State(point, saved.step, saved.momentum, saved.length, saved.losses)
+
+
+def to_bytes(kept: Kept) -> bytes:
+    """As the store keeps it."""
+    searches = kept.searches.items()
+    meta = {
+        "seconds": kept.seconds,
+        "rows": kept.rows,
+        "searches": {str(number): [s.step, s.length, list(s.losses)] for number, s in searches},
+    }
+    arrays: dict[str, Any] = {"meta": np.frombuffer(json.dumps(meta).encode(), np.uint8)}
+    for number, saved in searches:
+        arrays[f"delta.{number}"], arrays[f"momentum.{number}"] = saved.delta, saved.momentum
+    target = io.BytesIO()
+    np.savez(target, **arrays)
+    return target.getvalue()
+
+
+def from_bytes(content: bytes) -> Kept:
+    """The reverse of `to_bytes`; what cannot be read is as if nothing had been kept."""
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            meta = json.loads(bytes(arrays["meta"]))
+            searches = {
+                int(number): SavedSearch(
+                    arrays[f"delta.{number}"], arrays[f"momentum.{number}"], step, length, tuple(losses)
+                )
+                for number, (step, length, losses) in meta["searches"].items()
+            }
+            return Kept(searches, float(meta["seconds"]), float(meta["rows"]))
+    except (ValueError, KeyError, OSError, TypeError):
+        return Kept()
