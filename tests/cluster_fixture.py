@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -17,15 +17,18 @@ from dataplane_fixture import HOST, PATIENCE, Floats
 
 from edge_runtime.cluster.contributions import Contributions
 from edge_runtime.cluster.coordinator import Coordinator
-from edge_runtime.cluster.exchange import Answer, Inputs, Link
+from edge_runtime.cluster.exchange import ADAPTERS_VERSION, Answer, Inputs, Link
 from edge_runtime.cluster.grpc_link import GrpcLink
 from edge_runtime.cluster.grpc_worker import MAX_MESSAGE_BYTES, serve_compute
 from edge_runtime.cluster.held_shares import HeldShares
 from edge_runtime.cluster.plan_shares import PlanShares
 from edge_runtime.cluster.prefill import Prefill
+from edge_runtime.cluster.prepared_adapters import PreparedAdapters
 from edge_runtime.cluster.shard_fetch import ReadyShard
+from edge_runtime.cluster.side_parts import SideParts, messages_for
 from edge_runtime.cluster.udp_link import UdpLink
 from edge_runtime.cluster.udp_worker import UdpWorker
+from edge_runtime.engine.adapters import Adapters
 from edge_runtime.engine.backend import Backend
 from edge_runtime.engine.batch import Batch, Result
 from edge_runtime.engine.engine import Engine, EngineOptions
@@ -45,6 +48,7 @@ _OPTIONS = [
 ]
 # Of F32, so that what other sums do to it stays in the last bits. Its head has three slices.
 FLOATS = SyntheticModel(n_layers=4, n_embd=128, n_ff=416, n_head=4, n_head_kv=2, n_vocab=2100, n_ctx=1024)
+MODEL = "0" * 64  # stands for the SHA-256 of a manifest
 # What a node answers in place of a right contribution: (plan, layer, right sums). It may raise RefusedError.
 Spoil = Callable[[int, int, Floats], Floats]
 
@@ -107,6 +111,7 @@ class Node:
     Attributes:
         spoil: what becomes of its answers; None for nothing.
         computed: (plan, layer, rows) of each request.
+        versions: of the adapters, of each request; 0 where it has no side values.
     """
 
     def __init__(self, slices: GroupSlices, streams: Streams, make: type[UdpWorker]) -> None:
@@ -117,6 +122,7 @@ class Node:
         self.stream_port = streams.serve(self.udp)
         self.spoil: Spoil | None = None
         self.computed: list[tuple[int, int, int]] = []
+        self.versions: list[int] = []
 
     def prepare(self, plan: Plan, number: int) -> None:
         wanted = wanted_of(plan, number)
@@ -131,9 +137,21 @@ class Node:
 
         self.held.load(plan.number, wanted, ready())
 
+    def prepare_adapters(self, prepared: PreparedAdapters, number: int) -> None:
+        """Hold its part of a version, as it comes over the control plane."""
+        parts: SideParts | None = None
+        for message in messages_for(MODEL, prepared, number):
+            if parts is None:
+                parts = SideParts(message, self.held.shape, self.held.widths(message.plan), 1 << 30)
+            parts.add(message)
+        if parts is not None:
+            self.held.load_adapters(parts.plan, parts.version, parts.matrices())
+
     def _compute(self, session: int, plan: int, layer: int, n_rows: int, inputs: Inputs) -> Floats:
         sums = self.held.compute(plan, layer, n_rows, inputs)
         self.computed.append((plan, layer, n_rows))
+        content = bytes(inputs[self.held.input_bytes(layer, n_rows) :])
+        self.versions.append(ADAPTERS_VERSION.unpack_from(content)[0] if content else 0)
         return sums if self.spoil is None else self.spoil(plan, layer, sums)
 
     def close(self) -> None:
@@ -210,7 +228,7 @@ class Spread:
         self.link: Link
         self.bulk: GrpcLink | None = None
         self._channels: list[grpc.Channel] = []
-        self._sessions = 0
+        self._sessions = self._version = 0
 
     def node(self, number: int, make: type[UdpWorker] = UdpWorker) -> Node:
         """A worker by its number in plans."""
@@ -286,6 +304,20 @@ class Spread:
             link.close()
         for channel in channels:
             channel.close()
+
+    def apply(self, adapters: Adapters, ready: Collection[int] | None = None) -> PreparedAdapters:
+        """Compute with these adapters from now on; `ready`: the workers that get to hold them, or all."""
+        assert self.coordinator is not None
+        self.model.set_adapters(adapters)
+        self._version += 1
+        shares = self.coordinator.plan_shares
+        prepared = PreparedAdapters(adapters, self._version, self.shape, shares, self.computer)
+        workers = range(1, len(shares.plan.names)) if ready is None else ready
+        for number in workers:
+            self.node(number).prepare_adapters(prepared, number)
+        prepared.ready = frozenset(workers)
+        self.coordinator.use(prepared)
+        return prepared
 
     def forward(self, batch: Batch, requests: Sequence[Contributions] = ()) -> Result:
         assert self.coordinator is not None

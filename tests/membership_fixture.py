@@ -47,6 +47,13 @@ class EchoWorker:
         yield wire.PrepareProgress(total_bytes=groups)
         yield wire.PrepareProgress(total_bytes=groups, fetched_bytes=groups, ready=True)
 
+    async def prepare_adapters(
+        self, caller: Caller, requests: AsyncIterator[wire.PrepareAdaptersRequest]
+    ) -> wire.PrepareAdaptersResponse:
+        size = sum([len(part.content) async for request in requests for part in request.parts])
+        self.callers.append(caller)
+        return wire.PrepareAdaptersResponse(loaded_bytes=size)
+
     async def fetch_shard(
         self, caller: Caller, request: wire.FetchShardRequest
     ) -> AsyncIterator[wire.ShardChunk]:

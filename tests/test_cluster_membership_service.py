@@ -111,6 +111,9 @@ async def test_work_is_handed_on_with_the_callers_name_and_host(tmp_path: Path) 
             )
             progress = [each async for each in client.prepare(request)]
             assert [each.ready for each in progress] == [False, True]
+            parts = [wire.SidePart(layer=1, content=bytes(8)), wire.SidePart(layer=2, content=bytes(4))]
+            sides = wire.PrepareAdaptersRequest(model=MODEL, plan=4, version=1, parts=parts)
+            assert await client.prepare_adapters([sides, sides]) == 24
             opened = wire.OpenSessionRequest(model=MODEL, session=1, secret=bytes(32))
             assert await client.open_session(opened) == 4711
             digest = hashlib.sha256(b"shard").digest()
@@ -124,7 +127,7 @@ async def test_work_is_handed_on_with_the_callers_name_and_host(tmp_path: Path) 
             await stream.done_writing()
             assert await stream.read() is grpc.aio.EOF
         assert {(caller.name, caller.host) for caller in first.worker.callers} == {("second", "127.0.0.1")}
-        assert len(first.worker.callers) == 4
+        assert len(first.worker.callers) == 5
 
 
 @played
@@ -155,8 +158,11 @@ async def test_errors_of_the_worker_are_told_and_surprises_are_not(tmp_path: Pat
 def bad_requests() -> list[tuple[str, Any, str]]:
     prepare, fetch, compute = wire.PrepareRequest, wire.FetchShardRequest, wire.ComputeRequest
     opened, layer, empty = wire.OpenSessionRequest, wire.LayerGroups, wire.LayerGroups()
-    member = wire.Member
+    member, sides, part = wire.Member, wire.PrepareAdaptersRequest, wire.SidePart
     return [
+        ("PrepareAdapters", sides(model="A" * 64, version=1), "64 digits in hexadecimal"),
+        ("PrepareAdapters", sides(model=MODEL), "version: 0"),
+        ("PrepareAdapters", sides(model=MODEL, version=1, parts=[part(layer=1025)]), "layer: 1025"),
         ("Prepare", prepare(), "manifest bytes: 0"),
         ("Prepare", prepare(manifest=bytes((12 << 20) + 1)), "manifest bytes"),
         ("Prepare", prepare(manifest=b"x", layers=[layer(groups=[1, 1])]), "layer 0: one appears twice"),
@@ -189,6 +195,8 @@ def test_fields_out_of_range_never_reach_the_worker(
             with pytest.raises(grpc.aio.AioRpcError) as refused:
                 if method in ("OpenSession", "Describe"):
                     await getattr(stub_of(channel), method)(request_, timeout=5)
+                elif method == "PrepareAdapters":
+                    await stub_of(channel).PrepareAdapters(iter([request_]), timeout=5)
                 elif method == "Compute":
                     call = stub_of(channel).Compute(timeout=5)
                     await call.write(request_)

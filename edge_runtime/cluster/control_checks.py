@@ -60,9 +60,22 @@ def check_open(request: wire.OpenSessionRequest) -> None:
     Raises:
         RequestError: a field is out of range.
     """
-    if not _MODEL.fullmatch(request.model):
-        raise RequestError("model must be the SHA-256 of a manifest, 64 digits in hexadecimal")
+    _check_model(request.model)
     _within("secret bytes", len(request.secret), SECRET_BYTES, SECRET_BYTES)
+
+
+async def checked_adapters(requests: AsyncIterator[Any]) -> AsyncIterator[wire.PrepareAdaptersRequest]:
+    """The messages of a call, each checked; whether the matrices fit, the worker knows.
+
+    Raises:
+        RequestError: a field is out of range.
+    """
+    async for request in requests:
+        _check_model(request.model)
+        _within("version", request.version, 1, (1 << 32) - 1)
+        for part in request.parts:
+            _within("layer", part.layer, 0, MAX_LAYERS)
+        yield request
 
 
 def check_compute(request: wire.ComputeRequest) -> None:
@@ -118,6 +131,11 @@ def check_join_address(address: str) -> None:
     if not 0 < len(address) <= MAX_ADDRESS:
         raise RequestError(f"the address has {len(address)} characters; needed are 1 to {MAX_ADDRESS}")
     check_address(f"0.0.0.0{address}" if address.startswith(":") else address)
+
+
+def _check_model(model: str) -> None:
+    if not _MODEL.fullmatch(model):
+        raise RequestError("model must be the SHA-256 of a manifest, 64 digits in hexadecimal")
 
 
 def _within(name: str, found: int, least: int, most: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from types import TracebackType
 from typing import Any
 
@@ -19,6 +19,7 @@ from edge_runtime.v1 import cluster_pb2_grpc
 
 CALL_SECONDS = 10.0
 PROBE_SECONDS = 30.0
+ADAPTERS_SECONDS = 600.0
 PREPARE_SECONDS = 6 * 3600.0  # gigabytes over a slow radio link
 
 
@@ -121,6 +122,19 @@ class ControlClient:
                     yield progress
         finally:
             call.cancel()
+
+    async def prepare_adapters(
+        self, requests: Iterable[wire.PrepareAdaptersRequest], *, timeout: float = ADAPTERS_SECONDS
+    ) -> int:
+        """Give the member the side paths of a version of the adapters; the memory that they take there."""
+
+        async def each() -> AsyncIterator[wire.PrepareAdaptersRequest]:
+            for request in requests:
+                yield request
+
+        with self._told():
+            response = await self._stub.PrepareAdapters(each(), timeout=timeout)
+        return int(response.loaded_bytes)
 
     async def open_session(self, request: wire.OpenSessionRequest) -> int:
         """Agree on a key; the member's UDP port for datagrams, 0 where it takes none."""

@@ -41,6 +41,11 @@ class WorkerService(Protocol):
     def prepare(self, caller: Caller, request: wire.PrepareRequest) -> AsyncIterator[wire.PrepareProgress]:
         """Fetch and load neuron groups; the last message says that they are ready."""
 
+    async def prepare_adapters(
+        self, caller: Caller, requests: AsyncIterator[wire.PrepareAdaptersRequest]
+    ) -> wire.PrepareAdaptersResponse:
+        """Load the side paths of a version of the adapters."""
+
     def fetch_shard(self, caller: Caller, request: wire.FetchShardRequest) -> AsyncIterator[wire.ShardChunk]:
         """A shard's bytes."""
 
@@ -299,6 +304,11 @@ class _ClusterServicer(cluster_pb2_grpc.ClusterServicer):
     ) -> AsyncIterator[wire.PrepareProgress]:
         checks.check_prepare(request)
         return self._worker.prepare(current_caller(), request)
+
+    async def PrepareAdapters(  # noqa: N802
+        self, requests: AsyncIterator[wire.PrepareAdaptersRequest], context: Any
+    ) -> wire.PrepareAdaptersResponse:
+        return await self._worker.prepare_adapters(current_caller(), checks.checked_adapters(requests))
 
     def FetchShard(  # noqa: N802
         self, request: wire.FetchShardRequest, context: Any

@@ -21,6 +21,7 @@ from edge_runtime.cluster.outstanding import Outstanding, Record
 from edge_runtime.cluster.pending import Pending
 from edge_runtime.cluster.plan_shares import PlanShares
 from edge_runtime.cluster.prefill import Prefill
+from edge_runtime.cluster.prepared_adapters import PreparedAdapters, TokenAdapters
 from edge_runtime.cluster.step_times import StepTimes
 from edge_runtime.cluster.worker_health import WorkerHealth
 from edge_runtime.engine.activations import encode, kernel_form
@@ -55,6 +56,7 @@ class Coordinator:
         fills: what stands for contributions until they come; None for nothing.
         health: of the nodes, by number, where the same links served another plan before.
         measured: profiles of the workers to be kept up to date; None for none.
+        adapters: prepared for this plan; None for none.
         step: that the links have reached already.
     """
 
@@ -72,6 +74,7 @@ class Coordinator:
         fills: Fills | None = None,
         health: Sequence[WorkerHealth] | None = None,
         measured: Sequence[MeasuredWorker] | None = None,
+        adapters: PreparedAdapters | None = None,
         step: int = 0,
     ) -> None:
         self._model = model
@@ -98,6 +101,19 @@ class Coordinator:
             one.verified = False  # of other groups than the plan before had
         self.times = StepTimes(computer.shape.n_layers)
         self._outstanding = Outstanding(link, tails, self.health, self.times, shares.plan.names, measured)
+        self.adapters: PreparedAdapters | None = None
+        self._new_adapters = False  # no batch has used them
+        self._token = TokenAdapters(None, {})
+        self.use(adapters)
+
+    def use(self, adapters: PreparedAdapters | None) -> None:
+        """Compute with this version from the next batch on; the one before is freed."""
+        before, self.adapters = self.adapters, adapters
+        self._shares.sides = adapters.sides if adapters is not None else {}
+        if before is not adapters:
+            self._new_adapters = True
+            if before is not None:
+                before.close()
 
     @property
     def plan_shares(self) -> PlanShares:
@@ -120,15 +136,21 @@ class Coordinator:
 
         Raises:
             RequestError, ContextOverflowError: as `Model.forward`.
+            RequestError: an adapter that was not prepared.
         """
         if batch.layers or batch.groups or batch.fill or batch.add or batch.capture or batch.tokens is None:
             return self._model.forward(batch)  # measurements; from the mapped file
         self._look_after_workers()
+        started = time.perf_counter()
+        x = self._steps.begin(batch)
+        self._token = TokenAdapters(self.adapters, self._steps.strengths)
+        if self._token.version and self._new_adapters:
+            self._new_adapters = False
+            for one in self.health:
+                one.verified = False  # of what they compute from now on
         self._asked = self._asked_workers()
         self._checked = {worker for worker in self._asked & self._working if not self.health[worker].verified}
         exact, syncs = self._patience(requests)
-        started = time.perf_counter()
-        x = self._steps.begin(batch)
         self.step += 1  # one count for both links: they are of the same sessions
         n_rows = len(x)
         if n_rows > MAX_DATAGRAM_ROWS and self._prefill is not None:
@@ -146,7 +168,9 @@ class Coordinator:
 
     def _compute_prompt(self, x: Floats) -> None:
         assert self._prefill is not None
-        outcome = self._prefill.run(self.step, self._steps, self._shares, x, self._asked, self._checked)
+        outcome = self._prefill.run(
+            self.step, self._steps, self._shares, x, self._asked, self._checked, self._token
+        )
         for worker in outcome.failed:
             self._outstanding.fail(worker)
         for worker, reason in outcome.wrong.items():
@@ -161,11 +185,12 @@ class Coordinator:
             residual, ffn_input = self._steps.attention(layer, x)
             np.copyto(x, residual)
             workers = shares.workers[layer]
-            self._ask(layer, [w for w in workers if w in asked], x, ffn_input, exact)
-            shares.compute_own(layer, ffn_input, x)
+            values = self._token.values(layer, ffn_input)
+            self._ask(layer, [w for w in workers if w in asked], x, ffn_input, values, exact)
+            shares.compute_own(layer, ffn_input, x, values)
             for worker in workers:
                 if worker not in asked:
-                    x += shares.compute(layer, worker, ffn_input)
+                    x += shares.compute(layer, worker, ffn_input, values)
                     self._outstanding.count_recomputed(1.0)
             computed = clock()
             outstanding.collect(layer + 1)
@@ -182,9 +207,12 @@ class Coordinator:
         logits = np.empty((len(inputs), shares.shape.n_vocab), np.float32)
         asked = self._asked & self._asked_workers() if len(inputs) <= MAX_DATAGRAM_ROWS else set()
         parts: dict[int, Floats] = {}
+        head = shares.shape.n_layers
+        values = self._token.values(head, inputs, self._steps.wanted) if len(inputs) else None
         if shares.head_workers and len(inputs):
             outstanding.begin_head(self.step, shares)
-            head, content, now = shares.shape.n_layers, encode(self._head_form, inputs), time.perf_counter()
+            content = self._token.content(encode(self._head_form, inputs), values)
+            now = time.perf_counter()
             for worker in shares.head_workers:
                 if worker not in asked:
                     continue
@@ -193,22 +221,32 @@ class Coordinator:
                 resend = now + outstanding.resend_after(worker)
                 compare = worker in self._checked or self._is_spot(head)
                 outstanding.ask(
-                    Pending(head, worker, target, inputs, now, resend, 0.0, checked=compare), content
+                    Pending(head, worker, target, inputs, now, resend, 0.0, checked=compare, values=values),
+                    content,
                 )
-        logits[:, shares.head_rows(0)] = shares.own_logits(inputs)
+        logits[:, shares.head_rows(0)] = shares.own_logits(inputs, values)
         for worker in shares.head_workers:
             if worker not in parts:
-                parts[worker] = shares.compute(shares.shape.n_layers, worker, inputs)
+                parts[worker] = shares.compute(head, worker, inputs, values)
         if shares.head_workers:
             outstanding.wait(shares.shape.n_layers + 1, final=True)
         for worker, part in parts.items():
             logits[:, shares.head_rows(worker)] = part
         return logits
 
-    def _ask(self, layer: int, workers: list[int], x: Floats, inputs: Floats, exact: bool) -> None:
+    def _ask(
+        self,
+        layer: int,
+        workers: list[int],
+        x: Floats,
+        inputs: Floats,
+        values: Floats | None,
+        exact: bool,
+    ) -> None:
         if not workers:
             return
-        content, kept, target = encode(self._forms[layer], inputs), inputs.copy(), x.reshape(-1)
+        content = self._token.content(encode(self._forms[layer], inputs), values)
+        kept, target = inputs.copy(), x.reshape(-1)
         spot, now = self._is_spot(layer), time.perf_counter()
         for worker in workers:
             fill = None
@@ -224,6 +262,7 @@ class Coordinator:
                 self._shares.share_of(layer, worker),
                 fill,
                 checked=worker in self._checked or spot,
+                values=values,
             )
             self._outstanding.ask(pending, content)
 
@@ -264,7 +303,8 @@ class Coordinator:
     def _asked_workers(self) -> set[int]:
         now = time.perf_counter()
         nodes = range(1, len(self.health))
-        return {node for node in nodes if self.health[node].is_asked(now, self._link.last_seen(node))}
+        asked = [node for node in nodes if self.health[node].is_asked(now, self._link.last_seen(node))]
+        return self._token.able(asked)
 
     def _look_after_workers(self) -> None:
         """Look for signs of life of those that are left alone."""
@@ -278,5 +318,6 @@ class Coordinator:
 
     def close(self, after: Coordinator | None = None) -> None:
         """Free what is its own, and not used by the one after it; model and link stay. Safe to call twice."""
+        self.use(None)
         self._shares.close(after._shares if after is not None else None)
         self._steps.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
+from struct import Struct
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -19,8 +20,22 @@ PLAN_MASK = 0xFFFF  # a request names its plan by these bits of its number
 MAX_LAYER = 1 << 10  # the number of layers, at most this, stands for the head
 MAX_ROWS = 512
 MAX_COPIES = 4
+ADAPTERS_VERSION = Struct("<I")
 # In which form a worker's sums may travel.
 ANSWER_FORMS = (ActivationForm.F32, ActivationForm.F16, ActivationForm.Q8_0)
+
+
+def content_of(inputs: bytes, version: int, values: Floats | None) -> bytes:
+    """A request's content: inputs, version u32, (n_rows, width) little-endian float32.
+
+    Args:
+        inputs: in the kernel's own form.
+        version: of the adapters.
+        values: (n_rows, width) side values; None where the layer has no side path, or none that is used.
+    """
+    if values is None:
+        return inputs
+    return inputs + ADAPTERS_VERSION.pack(version) + np.ascontiguousarray(values, "<f4").tobytes()
 
 
 class RefusalReason(IntEnum):
@@ -32,6 +47,7 @@ class RefusalReason(IntEnum):
     FORGOTTEN = 4  # the answer was given, and is no longer kept for a repeat
     SESSION = 5  # it knows no such session, after a restart for example
     INVALID = 6  # the inputs are not what the layer takes
+    ADAPTERS = 7  # it does not hold that version of the adapters
 
 
 class RefusedError(EdgeRuntimeError):
@@ -112,7 +128,8 @@ class TrafficCounts:
 
 
 Inputs = bytes | memoryview
-# (session, plan & PLAN_MASK, layer, n_rows, inputs in the kernel's own form) -> (n_rows, n_out) float32.
+# (session, plan & PLAN_MASK, layer, n_rows, inputs as `content_of` makes them) -> (n_rows,
+# n_out) float32.
 # May raise RefusedError. Must not keep `inputs`; what it returns may be overwritten by its next call.
 Compute = Callable[[int, int, int, int, Inputs], Floats]
 
@@ -139,7 +156,7 @@ class Link(Protocol):
         """Ask for a contribution; once for each worker and layer of a step.
 
         Args:
-            inputs: n_rows inputs of the layer's FFN, in the kernel's own form.
+            inputs: n_rows inputs of the layer's FFN, as `content_of` makes them.
             copies: of each datagram, both ways.
             exact: the sums come back as float32; else in a smaller form.
             n_values: values that the whole answer must have; 0: any number.

@@ -126,7 +126,7 @@ class Outstanding:
     # --- asking -------------------------------------------------------------------------------
 
     def ask(self, pending: Pending, content: bytes) -> None:
-        """Ask a worker for a contribution; `content` are its inputs as they travel."""
+        """Ask a worker for a contribution; `content` is what it is told."""
         self._pending[pending.layer, pending.worker] = pending
         useful = self._useful.get(pending.worker, -math.inf)
         if useful >= self._asked_since.get(pending.worker, -math.inf):
@@ -229,7 +229,7 @@ class Outstanding:
 
     def _check(self, pending: Pending) -> None:
         """Hold a contribution against one computed here, before it reaches the residual stream."""
-        own = self._shares.compute(pending.layer, pending.worker, pending.inputs).reshape(-1)
+        own = self._computed_here(pending).reshape(-1)
         assert pending.apart is not None
         difference = float(np.abs(pending.apart - own).max(initial=0))
         if difference <= _TOLERANCE[self._exact] * max(float(np.abs(own).max(initial=0)), 1e-6):
@@ -353,7 +353,10 @@ class Outstanding:
         self.count_recomputed(pending.part_missing)
         if self.record is not None:
             self.record(pending.layer, pending.worker, -1, 0, self._boundary - pending.layer - 1)
-        pending.complete_with(self._shares.compute(pending.layer, pending.worker, pending.inputs))
+        pending.complete_with(self._computed_here(pending))
+
+    def _computed_here(self, pending: Pending) -> Floats:
+        return self._shares.compute(pending.layer, pending.worker, pending.inputs, pending.values)
 
     def count_recomputed(self, part: float) -> None:
         """So much of a contribution was computed here in a worker's place."""

@@ -13,6 +13,7 @@ from typing import Protocol, TypeVar
 
 import psutil
 
+from edge_runtime.cluster.adapter_distribution import AdapterDistribution
 from edge_runtime.cluster.background import in_background
 from edge_runtime.cluster.calibration_file import Calibration, find_calibration
 from edge_runtime.cluster.contributions import Contributions
@@ -24,10 +25,12 @@ from edge_runtime.cluster.participants import Participant, Participants, gather,
 from edge_runtime.cluster.plan_shares import PlanShares
 from edge_runtime.cluster.planning import Planner, is_from_the_file
 from edge_runtime.cluster.prefill import Prefill
+from edge_runtime.cluster.prepared_adapters import PreparedAdapters
 from edge_runtime.cluster.profiling import model_profile
 from edge_runtime.cluster.report import LayerReport, PartitionReport
 from edge_runtime.cluster.shard_cache import default_folder
 from edge_runtime.cluster.worker_health import WorkerHealth
+from edge_runtime.engine.adapters import Adapters, check_changes, version_of
 from edge_runtime.engine.batch import Batch, Result
 from edge_runtime.engine.decoding import Decoding
 from edge_runtime.engine.engine import Engine
@@ -104,6 +107,7 @@ class PartitionedModel:
         self._node.source.add_model(self._manifest, self._slices)
         backend = engine.model.backend
         self._computer = ShareComputer(self._slices.shape, backend)
+        self._distribution = AdapterDistribution(self._manifest.model, self._slices.shape, self._computer)
         self._speed = await asyncio.to_thread(measure_share, self._slices.shape, backend)
         await self.replan()
         self._planning = asyncio.create_task(self._keep_planning(), name=f"plans for {self.name}")
@@ -138,7 +142,8 @@ class PartitionedModel:
         """Plan for these members as they are now, and switch to the plan."""
         plan = await self._prepared_plan(participants)
         shares = await in_background(lambda: self._shares(plan))
-        await self._install(shares, participants)
+        adapters = await self._distribution.prepare(self._bank(), shares, participants)
+        await self._install(shares, participants, adapters)
         self._drift.changed(time.monotonic())
         self._expected = self._planner.seconds(plan, self.own_profile(), participants.profiles())
         _log.info("plan %d: %s", plan.number, plan.reason)
@@ -177,6 +182,7 @@ class PartitionedModel:
             try:
                 async with self._changing:
                     await self._consider()
+                    await self._tidy_adapters()
             except EdgeRuntimeError as error:
                 _log.warning("the plan stays as it is: %s", error)
 
@@ -231,7 +237,9 @@ class PartitionedModel:
             room = max(self.own_profile().memory_bytes - self._engine.model.weights.repacked_bytes, 0)
         return PlanShares(plan, self._computer, self._slices, self._engine.gguf, before, room)
 
-    async def _install(self, shares: PlanShares, participants: Participants) -> None:
+    async def _install(
+        self, shares: PlanShares, participants: Participants, adapters: PreparedAdapters | None
+    ) -> None:
         """Let a plan's coordinator compute from the next token on."""
         before, same_links = self.coordinator, participants is self._participants
         calibration, planner = self.calibration, self._planner
@@ -250,6 +258,7 @@ class PartitionedModel:
                 fills=Fills(calibration.means) if calibration and calibration.fill == "mean" else None,
                 health=participants.health,
                 measured=participants.measured,
+                adapters=adapters,
                 step=before.step if before is not None and same_links else 0,
             )
             self._engine.forward_pass = self._forward(coordinator)
@@ -271,6 +280,60 @@ class PartitionedModel:
             return coordinator.forward(batch, requests)
 
         return forward
+
+    # --- adapters -----------------------------------------------------------------------------
+
+    async def set_adapters(self, adapters: Adapters) -> None:
+        """Apply these adapters, and no others, from the next answer on; the workers hold them by then.
+
+        A worker that cannot hold them is not asked for tokens that use them.
+
+        Raises:
+            RequestError: an adapter that does not fit the model; all stays as it was.
+            OutOfMemoryError: they do not fit.
+        """
+        engine = self._engine
+        for name, changes in adapters.items():
+            check_changes(name, changes, engine.model.weights)
+        async with self._changing:
+            # What answers in progress use stays beside what is new until they have ended.
+            versions = {**self._bank(), **{version_of(changes): changes for changes in adapters.values()}}
+            await self._switch_adapters(versions, lambda: engine.set_adapters(adapters))
+
+    def _bank(self) -> Adapters:
+        """What the engine's answers can use now, by version."""
+        bank = self._engine.model.adapters
+        return bank.adapters if bank is not None else {}
+
+    async def _switch_adapters(self, versions: Adapters, then: Callable[[], None]) -> None:
+        """Have everybody compute with these from one token on, and do something between it and the last."""
+        coordinator, participants = self.coordinator, self._participants
+        assert coordinator is not None and participants is not None
+        before = prepared = coordinator.adapters
+        if versions.keys() != (before.names if before is not None else frozenset()):
+            prepared = await self._distribution.prepare(versions, coordinator.plan_shares, participants)
+
+        def switch() -> None:
+            then()
+            coordinator.use(prepared)
+
+        try:
+            await self._between_tokens(switch)
+        except Exception:
+            if prepared is not None and prepared is not coordinator.adapters:
+                prepared.close()
+            raise
+
+    async def _tidy_adapters(self) -> None:
+        """Leave out versions that no answer uses any more, and ask workers again that could not hold them."""
+        coordinator, participants = self.coordinator, self._participants
+        if coordinator is None or participants is None:
+            return
+        bank, held = self._bank(), coordinator.adapters
+        if bank.keys() != (held.names if held is not None else frozenset()):
+            await self._switch_adapters(bank, lambda: None)
+        elif held is not None:
+            await self._distribution.offer(held, participants)
 
     # --- for requests and people --------------------------------------------------------------
 

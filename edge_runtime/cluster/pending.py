@@ -20,6 +20,7 @@ class Pending:
     Attributes:
         target: flat vector that its values are added to.
         inputs: (n_rows, n_embd) what it is computed from.
+        values: (n_rows, width) side values, where adapters change the layer.
         asked: when, seconds of a monotonic clock.
         resend: when to ask again.
         share: its part of the layer's groups.
@@ -39,6 +40,7 @@ class Pending:
     share: float
     fill: Floats | None = None
     checked: bool = False
+    values: Floats | None = None
     attempts: int = 0
     missing: int = ALL_FRAGMENTS
     arrived: list[tuple[int, int]] = field(default_factory=list)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime.engine.gguf import GGUFFile
 from edge_runtime.engine.group_slices import GroupSlices
+from edge_runtime.engine.share_sides import ShareSide
 from edge_runtime.engine.shares import Share, ShareComputer
 from scheduler.plan import Plan
 
@@ -20,9 +21,14 @@ _Key = tuple[int, tuple[int, ...]]  # layer, groups
 class PlanShares:
     """The coordinator's shares under one plan. Shares that the plan before had as well are taken over.
 
+    What computes takes side values (`engine.share_sides`) where a layer's side path is used.
+
     Args:
         gguf: the model's file: what is not held in memory is computed in place there.
         memory_bytes: for the coordinator's own groups; None: as much as they take.
+
+    Attributes:
+        sides: the side paths of the shares that have one, by share; whoever prepares them keeps them.
 
     Raises:
         OutOfMemoryError: the shares do not fit.
@@ -38,6 +44,7 @@ class PlanShares:
         memory_bytes: int | None = None,
     ) -> None:
         self.plan = plan
+        self.sides: Mapping[Share, ShareSide] = {}
         self._computer = computer
         self._slices = slices
         self._gguf = gguf
@@ -72,22 +79,31 @@ class PlanShares:
             return sum(map(self.shape.head_slice_bytes, self.plan.head_slices[worker]))
         return sum(self.shape.group_bytes(layer, group) for group in self.plan.groups[layer][worker])
 
-    def compute(self, layer: int, worker: int, inputs: Floats) -> Floats:
+    def all_shares(self) -> Iterator[Share]:
+        """Those that are computed here, and those that may have to be."""
+        for shares in (*self.own, *self._fallbacks.values(), self.head, *self._head_of.values()):
+            yield from shares
+
+    def compute(self, layer: int, worker: int, inputs: Floats, values: Floats | None = None) -> Floats:
         """A worker's contribution, or its part of the logits, computed here; (n_rows, width)."""
         if layer == self.shape.n_layers:
-            return self._compute_head(self._head_of[worker], inputs)
+            return self._compute_head(self._head_of[worker], inputs, values)
         shares = self._fallbacks[layer, worker]
-        total = self._computer.compute(shares[0], inputs).copy()
+        total = self._compute(shares[0], inputs, values).copy()
         for share in shares[1:]:
-            total += self._computer.compute(share, inputs)
+            total += self._compute(share, inputs, values)
         return total
 
-    def own_logits(self, inputs: Floats) -> Floats:
-        """The coordinator's part of the logits, (n_rows, rows of its slices)."""
-        return self._compute_head(self.head, inputs)
+    def _compute(self, share: Share, inputs: Floats, values: Floats | None) -> Floats:
+        side = self.sides[share] if values is not None else None
+        return self._computer.compute(share, inputs, side, values)
 
-    def _compute_head(self, shares: tuple[Share, ...], inputs: Floats) -> Floats:
-        parts = [self._computer.compute(share, inputs).copy() for share in shares]
+    def own_logits(self, inputs: Floats, values: Floats | None = None) -> Floats:
+        """The coordinator's part of the logits, (n_rows, rows of its slices)."""
+        return self._compute_head(self.head, inputs, values)
+
+    def _compute_head(self, shares: tuple[Share, ...], inputs: Floats, values: Floats | None) -> Floats:
+        parts = [self._compute(share, inputs, values).copy() for share in shares]
         return np.concatenate(parts, axis=1) if parts else np.empty((len(inputs), 0), np.float32)
 
     def head_rows(self, node: int) -> NDArray[np.intp]:
@@ -119,10 +135,10 @@ class PlanShares:
             found.append(tuple(share for share in (held, *rest) if share is not None))
         return found
 
-    def compute_own(self, layer: int, inputs: Floats, target: Floats) -> None:
+    def compute_own(self, layer: int, inputs: Floats, target: Floats, values: Floats | None = None) -> None:
         """Add the coordinator's own contribution to `target`, (n_rows, n_embd)."""
         for share in self.own[layer]:
-            target += self._computer.compute(share, inputs)
+            target += self._compute(share, inputs, values)
 
     @property
     def nbytes(self) -> int:

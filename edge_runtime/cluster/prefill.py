@@ -13,6 +13,7 @@ from edge_runtime.cluster.exchange import MAX_ROWS, Link
 from edge_runtime.cluster.grpc_worker import MOST_SUM_BYTES
 from edge_runtime.cluster.pending import Pending
 from edge_runtime.cluster.plan_shares import PlanShares
+from edge_runtime.cluster.prepared_adapters import TokenAdapters
 from edge_runtime.engine.activations import encode, kernel_form
 from edge_runtime.engine.group_slices import PartitionShape
 from edge_runtime.engine.layer_steps import LayerSteps
@@ -62,6 +63,7 @@ class Prefill:
         x: Floats,
         asked: Collection[int],
         checked: Collection[int],
+        adapters: TokenAdapters,
     ) -> Outcome:
         """Bring the residual stream `x` (n_rows, n_embd) through all layers, in place.
 
@@ -69,12 +71,14 @@ class Prefill:
             asked: workers that may be asked.
             checked: those of them of whose contributions to all layers a row is compared; of the others' to
                 one layer.
+            adapters: that the rows are computed with.
         """
-        fits = len(x) <= MAX_ROWS and x.nbytes <= MOST_SUM_BYTES
+        most_bytes = x.nbytes + 4 * len(x) * adapters.widest
+        fits = len(x) <= MAX_ROWS and most_bytes <= MOST_SUM_BYTES
         way = self._way() if fits and asked and any(shares.workers) else "alone"
         started = time.perf_counter()
         self._outcome = outcome = Outcome(set(), {})
-        self._step = step
+        self._step, self._adapters = step, adapters
         self._link.begin_step(self._step)
         for layer in range(len(shares.own)):
             able = [w for w in shares.workers[layer] if w in asked and way == "together"]
@@ -111,21 +115,31 @@ class Prefill:
         residual, ffn_input = steps.attention(layer, x)
         np.copyto(x, residual)
         started = time.perf_counter()
+        values = self._adapters.values(layer, ffn_input)
         pending: dict[int, Pending] = {}
         if workers:
-            content, inputs = encode(self._forms[layer], ffn_input), ffn_input.copy()
+            content = self._adapters.content(encode(self._forms[layer], ffn_input), values)
+            inputs = ffn_input.copy()
             for worker in workers:
                 part = shares.share_of(layer, worker)
                 pending[worker] = Pending(
-                    layer, worker, x.reshape(-1), inputs, started, np.inf, part, checked=worker in checked
+                    layer,
+                    worker,
+                    x.reshape(-1),
+                    inputs,
+                    started,
+                    np.inf,
+                    part,
+                    checked=worker in checked,
+                    values=values,
                 )
                 self._link.send(
                     worker, self._step, layer, len(x), content, plan=shares.plan.number, n_values=x.size
                 )
-        shares.compute_own(layer, ffn_input, x)
+        shares.compute_own(layer, ffn_input, x, values)
         for worker in shares.workers[layer]:
             if worker not in pending:
-                x += shares.compute(layer, worker, ffn_input)
+                x += shares.compute(layer, worker, ffn_input, values)
         self._collect(shares, pending, started)
 
     def _collect(self, shares: PlanShares, pending: dict[int, Pending], started: float) -> None:
@@ -152,14 +166,15 @@ class Prefill:
 
     def _fail(self, shares: PlanShares, waiting: Pending) -> None:
         self._outcome.failed.add(waiting.worker)
-        waiting.complete_with(shares.compute(waiting.layer, waiting.worker, waiting.inputs))
+        waiting.complete_with(_computed_here(shares, waiting))
 
     def _check(self, shares: PlanShares, waiting: Pending) -> None:
         """Hold one row of a contribution that was collected apart against one computed here."""
         if waiting.apart is None:
             return
         row = (self._step + waiting.layer) * 7919 % len(waiting.inputs)  # another each time
-        own = shares.compute(waiting.layer, waiting.worker, waiting.inputs[row : row + 1])[0]
+        values = waiting.values[row : row + 1] if waiting.values is not None else None
+        own = shares.compute(waiting.layer, waiting.worker, waiting.inputs[row : row + 1], values)[0]
         difference = float(np.abs(waiting.apart.reshape(len(waiting.inputs), -1)[row] - own).max())
         if difference <= _TOLERANCE * max(float(np.abs(own).max()), 1e-6):
             waiting.settle()
@@ -168,4 +183,8 @@ class Prefill:
             f"its contribution of layer {waiting.layer} to a prompt differs by {difference:.3g} from the "
             "right one"
         )
-        waiting.complete_with(shares.compute(waiting.layer, waiting.worker, waiting.inputs))
+        waiting.complete_with(_computed_here(shares, waiting))
+
+
+def _computed_here(shares: PlanShares, waiting: Pending) -> Floats:
+    return shares.compute(waiting.layer, waiting.worker, waiting.inputs, waiting.values)

@@ -23,6 +23,7 @@ from edge_runtime.cluster.members import Members
 from edge_runtime.cluster.shard_cache import ShardCache
 from edge_runtime.cluster.shard_fetch import ShardFetch
 from edge_runtime.cluster.shard_source import GrpcSource, ShardSource, Source, serve_shard
+from edge_runtime.cluster.side_parts import SideParts
 from edge_runtime.cluster.udp_worker import UdpWorker
 from edge_runtime.engine.backend import Backend
 from edge_runtime.engine.group_slices import PartitionShape
@@ -129,6 +130,34 @@ class Worker:
             ready=True,
             loaded_bytes=worked.held.counts[2],
         )
+
+    async def prepare_adapters(
+        self, caller: Caller, requests: AsyncIterator[wire.PrepareAdaptersRequest]
+    ) -> wire.PrepareAdaptersResponse:
+        """Load the side paths of a version of the adapters for a plan that is prepared.
+
+        Raises:
+            OutOfMemoryError: more than this device lends. RequestError: they do not fit the plan.
+        """
+        parts: SideParts | None = None
+        worked: _Worked | None = None
+        async for request in requests:
+            if parts is None:
+                worked = self._models.get((caller.name, request.model))
+                if worked is None:
+                    raise RequestError(
+                        f"no plan of model {request.model[:12]} is prepared here for {caller.name}"
+                    )
+                room = self.memory_bytes - self._held_bytes()
+                parts = SideParts(request, worked.held.shape, worked.held.widths(request.plan), room)
+            parts.add(request)
+        if parts is None or worked is None:
+            raise RequestError("a version of the adapters has at least one message")
+        matrices, held = parts.matrices(), worked.held
+        async with worked.loading:
+            worked.used = time.monotonic()
+            size = await in_background(partial(held.load_adapters, parts.plan, parts.version, matrices))
+        return wire.PrepareAdaptersResponse(loaded_bytes=size)
 
     def _model(self, caller: Caller, manifest: Manifest) -> _Worked:
         key = (caller.name, manifest.model)

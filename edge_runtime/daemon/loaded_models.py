@@ -110,7 +110,8 @@ class LoadedModels:
         worker = Worker(name, engine, self._config.scheduling, self._observer, self._turn)
         worker.before_freeing = partial(cluster.release, name)
         try:
-            worker.partition = await cluster.spread(name, engine, worker.call)
+            between_tokens = partial(worker.call, takes_place=False)
+            worker.partition = await cluster.spread(name, engine, between_tokens)
         except EdgeRuntimeError as error:
             _log.warning("the model %s is not spread over the cluster: %s", name, error)
             await worker.close(0)

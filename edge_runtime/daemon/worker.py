@@ -212,7 +212,10 @@ class Worker:
         Raises:
             RequestError: one does not fit the model; the old ones stay. OutOfMemoryError: they do not fit.
         """
-        await self.call(partial(self.engine.set_adapters, adapters), takes_place=False)
+        if self.partition is not None:
+            await self.partition.set_adapters(adapters)
+        else:
+            await self.call(partial(self.engine.set_adapters, adapters), takes_place=False)
 
     async def close(self, seconds: float) -> None:
         """Take nothing new, let what runs and waits finish for so long, cancel the rest, free the model."""

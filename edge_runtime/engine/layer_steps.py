@@ -90,6 +90,8 @@ class LayerSteps:
         cells = model.cells.place(rows.sequences, rows.positions)
         padded, n_kv = model.padded_rows(n_rows), model.attended_cells()
         version = model.adapters.version if model.adapters is not None and batch.adapters else 0
+        if version:
+            self._drop_older(version)
         shape = _Shape(padded, n_kv, version)
         embedding = self._other(GraphSpec(rows=padded, n_kv=0, outputs=0, first=0, last=0, captures=_BEFORE))
         embedding.inputs["tokens"][:n_rows] = rows.tokens
@@ -104,6 +106,16 @@ class LayerSteps:
         scales = {name: values for name, values in rows.values(model.adapters, names) if name in names}
         self._step = _Step(rows, cells, graphs, mask, scales)
         return hidden
+
+    @property
+    def strengths(self) -> dict[str, Floats]:
+        """Of the adapters that the batch names, (n_rows,) each."""
+        return self._current().rows.strengths
+
+    @property
+    def wanted(self) -> NDArray[np.int32]:
+        """The rows whose logits the batch wants."""
+        return self._current().rows.wanted
 
     def attention(self, layer: int, hidden: Floats) -> AttentionResult:
         """Attention of one layer, over the residual stream (n_rows, n_embd) before it."""
@@ -180,6 +192,12 @@ class LayerSteps:
             self._drop(graphs)
         self._shapes[shape] = graphs
         return graphs
+
+    def _drop_older(self, version: int) -> None:
+        """Free graphs of adapters that the model has no more."""
+        for shape in [shape for shape in self._shapes if 0 < shape.adapter_version != version]:
+            for graph in self._shapes.pop(shape):
+                graph.free()
 
     @staticmethod
     def _spec(shape: _Shape, layer: int) -> GraphSpec:

@@ -24,13 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x65\x64ge_runtime/v1/cluster.proto\x12\x0f\x65\x64ge_runtime.v1\"\'\n\x06Member\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\"E\n\x0bJoinRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x17\n\x0fsigning_request\x18\x02 \x01(\x0c\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\"n\n\x0cJoinResponse\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12\x11\n\tauthority\x18\x02 \x01(\x0c\x12\x0c\n\x04name\x18\x03 \x01(\t\x12(\n\x07members\x18\x04 \x03(\x0b\x32\x17.edge_runtime.v1.Member\"\x0e\n\x0cLeaveRequest\"\x0f\n\rLeaveResponse\":\n\x0f\x44\x65scribeRequest\x12\'\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x17.edge_runtime.v1.Member\"\x80\x02\n\x10\x44\x65scribeResponse\x12%\n\x04self\x18\x01 \x01(\x0b\x32\x17.edge_runtime.v1.Member\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x04\x12\x0f\n\x07threads\x18\x04 \x01(\r\x12\x13\n\x0btemperature\x18\x05 \x01(\x01\x12\x0f\n\x07\x62\x61ttery\x18\x06 \x01(\x01\x12(\n\x07members\x18\x07 \x03(\x0b\x32\x17.edge_runtime.v1.Member\x12\x0f\n\x07machine\x18\x08 \x01(\t\x12,\n\x06models\x18\t \x03(\x0b\x32\x1c.edge_runtime.v1.WorkedModel\"P\n\x0bWorkedModel\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06groups\x18\x02 \x01(\r\x12\x13\n\x0bhead_slices\x18\x03 \x01(\r\x12\r\n\x05\x62ytes\x18\x04 \x01(\x04\"Z\n\x0eMeasureRequest\x12\x0e\n\x04\x65\x63ho\x18\x01 \x01(\x0cH\x00\x12\x30\n\x07\x63ompute\x18\x02 \x01(\x0b\x32\x1d.edge_runtime.v1.ComputeProbeH\x00\x42\x06\n\x04kind\"U\n\x0c\x43omputeProbe\x12\x0e\n\x06n_embd\x18\x01 \x01(\r\x12\x0f\n\x07neurons\x18\x02 \x01(\r\x12\x11\n\tgate_type\x18\x03 \x01(\r\x12\x11\n\tdown_type\x18\x04 \x01(\r\"E\n\x0fMeasureResponse\x12\x0e\n\x04\x65\x63ho\x18\x01 \x01(\x0cH\x00\x12\x1a\n\x10\x62ytes_per_second\x18\x02 \x01(\x01H\x00\x42\x06\n\x04kind\"\x84\x01\n\x0ePrepareRequest\x12\x10\n\x08manifest\x18\x01 \x01(\x0c\x12,\n\x06layers\x18\x02 \x03(\x0b\x32\x1c.edge_runtime.v1.LayerGroups\x12\x13\n\x0bhead_slices\x18\x03 \x03(\r\x12\x0f\n\x07sources\x18\x04 \x03(\t\x12\x0c\n\x04plan\x18\x05 \x01(\x04\"\x1d\n\x0bLayerGroups\x12\x0e\n\x06groups\x18\x01 \x03(\r\"x\n\x0fPrepareProgress\x12\x14\n\x0c\x63\x61\x63hed_bytes\x18\x01 \x01(\x04\x12\x15\n\rfetched_bytes\x18\x02 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04\x12\r\n\x05ready\x18\x04 \x01(\x08\x12\x14\n\x0cloaded_bytes\x18\x05 \x01(\x04\"3\n\x11\x46\x65tchShardRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"2\n\nShardChunk\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x04\"D\n\x12OpenSessionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\r\x12\x0e\n\x06secret\x18\x03 \x01(\x0c\",\n\x13OpenSessionResponse\x12\x15\n\rdatagram_port\x18\x01 \x01(\r\"&\n\x13\x43loseSessionRequest\x12\x0f\n\x07session\x18\x01 \x01(\r\"\x16\n\x14\x43loseSessionResponse\"l\n\x0e\x43omputeRequest\x12\x0f\n\x07session\x18\x01 \x01(\r\x12\x0c\n\x04step\x18\x02 \x01(\r\x12\r\n\x05layer\x18\x03 \x01(\r\x12\x0e\n\x06n_rows\x18\x04 \x01(\r\x12\x0e\n\x06inputs\x18\x05 \x01(\x0c\x12\x0c\n\x04plan\x18\x06 \x01(\x04\"j\n\x0f\x43omputeResponse\x12\x0c\n\x04step\x18\x01 \x01(\r\x12\r\n\x05layer\x18\x02 \x01(\r\x12\x0e\n\x06n_rows\x18\x03 \x01(\r\x12\x0c\n\x04sums\x18\x04 \x01(\x0c\x12\x1c\n\x14\x63ompute_microseconds\x18\x05 \x01(\r2\xe3\x05\n\x07\x43luster\x12\x43\n\x04Join\x12\x1c.edge_runtime.v1.JoinRequest\x1a\x1d.edge_runtime.v1.JoinResponse\x12\x46\n\x05Leave\x12\x1d.edge_runtime.v1.LeaveRequest\x1a\x1e.edge_runtime.v1.LeaveResponse\x12O\n\x08\x44\x65scribe\x12 .edge_runtime.v1.DescribeRequest\x1a!.edge_runtime.v1.DescribeResponse\x12P\n\x07Measure\x12\x1f.edge_runtime.v1.MeasureRequest\x1a .edge_runtime.v1.MeasureResponse(\x01\x30\x01\x12N\n\x07Prepare\x12\x1f.edge_runtime.v1.PrepareRequest\x1a .edge_runtime.v1.PrepareProgress0\x01\x12O\n\nFetchShard\x12\".edge_runtime.v1.FetchShardRequest\x1a\x1b.edge_runtime.v1.ShardChunk0\x01\x12X\n\x0bOpenSession\x12#.edge_runtime.v1.OpenSessionRequest\x1a$.edge_runtime.v1.OpenSessionResponse\x12[\n\x0c\x43loseSession\x12$.edge_runtime.v1.CloseSessionRequest\x1a%.edge_runtime.v1.CloseSessionResponse\x12P\n\x07\x43ompute\x12\x1f.edge_runtime.v1.ComputeRequest\x1a .edge_runtime.v1.ComputeResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x65\x64ge_runtime/v1/cluster.proto\x12\x0f\x65\x64ge_runtime.v1\"\'\n\x06Member\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\"E\n\x0bJoinRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x17\n\x0fsigning_request\x18\x02 \x01(\x0c\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\"n\n\x0cJoinResponse\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12\x11\n\tauthority\x18\x02 \x01(\x0c\x12\x0c\n\x04name\x18\x03 \x01(\t\x12(\n\x07members\x18\x04 \x03(\x0b\x32\x17.edge_runtime.v1.Member\"\x0e\n\x0cLeaveRequest\"\x0f\n\rLeaveResponse\":\n\x0f\x44\x65scribeRequest\x12\'\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x17.edge_runtime.v1.Member\"\x80\x02\n\x10\x44\x65scribeResponse\x12%\n\x04self\x18\x01 \x01(\x0b\x32\x17.edge_runtime.v1.Member\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x04\x12\x0f\n\x07threads\x18\x04 \x01(\r\x12\x13\n\x0btemperature\x18\x05 \x01(\x01\x12\x0f\n\x07\x62\x61ttery\x18\x06 \x01(\x01\x12(\n\x07members\x18\x07 \x03(\x0b\x32\x17.edge_runtime.v1.Member\x12\x0f\n\x07machine\x18\x08 \x01(\t\x12,\n\x06models\x18\t \x03(\x0b\x32\x1c.edge_runtime.v1.WorkedModel\"P\n\x0bWorkedModel\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06groups\x18\x02 \x01(\r\x12\x13\n\x0bhead_slices\x18\x03 \x01(\r\x12\r\n\x05\x62ytes\x18\x04 \x01(\x04\"Z\n\x0eMeasureRequest\x12\x0e\n\x04\x65\x63ho\x18\x01 \x01(\x0cH\x00\x12\x30\n\x07\x63ompute\x18\x02 \x01(\x0b\x32\x1d.edge_runtime.v1.ComputeProbeH\x00\x42\x06\n\x04kind\"U\n\x0c\x43omputeProbe\x12\x0e\n\x06n_embd\x18\x01 \x01(\r\x12\x0f\n\x07neurons\x18\x02 \x01(\r\x12\x11\n\tgate_type\x18\x03 \x01(\r\x12\x11\n\tdown_type\x18\x04 \x01(\r\"E\n\x0fMeasureResponse\x12\x0e\n\x04\x65\x63ho\x18\x01 \x01(\x0cH\x00\x12\x1a\n\x10\x62ytes_per_second\x18\x02 \x01(\x01H\x00\x42\x06\n\x04kind\"\x84\x01\n\x0ePrepareRequest\x12\x10\n\x08manifest\x18\x01 \x01(\x0c\x12,\n\x06layers\x18\x02 \x03(\x0b\x32\x1c.edge_runtime.v1.LayerGroups\x12\x13\n\x0bhead_slices\x18\x03 \x03(\r\x12\x0f\n\x07sources\x18\x04 \x03(\t\x12\x0c\n\x04plan\x18\x05 \x01(\x04\"\x1d\n\x0bLayerGroups\x12\x0e\n\x06groups\x18\x01 \x03(\r\"x\n\x0fPrepareProgress\x12\x14\n\x0c\x63\x61\x63hed_bytes\x18\x01 \x01(\x04\x12\x15\n\rfetched_bytes\x18\x02 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04\x12\r\n\x05ready\x18\x04 \x01(\x08\x12\x14\n\x0cloaded_bytes\x18\x05 \x01(\x04\"p\n\x16PrepareAdaptersRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04plan\x18\x02 \x01(\x04\x12\x0f\n\x07version\x18\x03 \x01(\r\x12(\n\x05parts\x18\x04 \x03(\x0b\x32\x19.edge_runtime.v1.SidePart\"e\n\x08SidePart\x12\r\n\x05layer\x18\x01 \x01(\r\x12+\n\x06matrix\x18\x02 \x01(\x0e\x32\x1b.edge_runtime.v1.SideMatrix\x12\x0c\n\x04rank\x18\x03 \x01(\r\x12\x0f\n\x07\x63ontent\x18\x04 \x01(\x0c\"/\n\x17PrepareAdaptersResponse\x12\x14\n\x0cloaded_bytes\x18\x01 \x01(\x04\"3\n\x11\x46\x65tchShardRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"2\n\nShardChunk\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x04\"D\n\x12OpenSessionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\r\x12\x0e\n\x06secret\x18\x03 \x01(\x0c\",\n\x13OpenSessionResponse\x12\x15\n\rdatagram_port\x18\x01 \x01(\r\"&\n\x13\x43loseSessionRequest\x12\x0f\n\x07session\x18\x01 \x01(\r\"\x16\n\x14\x43loseSessionResponse\"l\n\x0e\x43omputeRequest\x12\x0f\n\x07session\x18\x01 \x01(\r\x12\x0c\n\x04step\x18\x02 \x01(\r\x12\r\n\x05layer\x18\x03 \x01(\r\x12\x0e\n\x06n_rows\x18\x04 \x01(\r\x12\x0e\n\x06inputs\x18\x05 \x01(\x0c\x12\x0c\n\x04plan\x18\x06 \x01(\x04\"j\n\x0f\x43omputeResponse\x12\x0c\n\x04step\x18\x01 \x01(\r\x12\r\n\x05layer\x18\x02 \x01(\r\x12\x0e\n\x06n_rows\x18\x03 \x01(\r\x12\x0c\n\x04sums\x18\x04 \x01(\x0c\x12\x1c\n\x14\x63ompute_microseconds\x18\x05 \x01(\r*\x99\x01\n\nSideMatrix\x12\x1b\n\x17SIDE_MATRIX_UNSPECIFIED\x10\x00\x12\x14\n\x10SIDE_MATRIX_GATE\x10\x01\x12\x12\n\x0eSIDE_MATRIX_UP\x10\x02\x12\x16\n\x12SIDE_MATRIX_DOWN_A\x10\x03\x12\x16\n\x12SIDE_MATRIX_DOWN_B\x10\x04\x12\x14\n\x10SIDE_MATRIX_HEAD\x10\x05\x32\xcb\x06\n\x07\x43luster\x12\x43\n\x04Join\x12\x1c.edge_runtime.v1.JoinRequest\x1a\x1d.edge_runtime.v1.JoinResponse\x12\x46\n\x05Leave\x12\x1d.edge_runtime.v1.LeaveRequest\x1a\x1e.edge_runtime.v1.LeaveResponse\x12O\n\x08\x44\x65scribe\x12 .edge_runtime.v1.DescribeRequest\x1a!.edge_runtime.v1.DescribeResponse\x12P\n\x07Measure\x12\x1f.edge_runtime.v1.MeasureRequest\x1a .edge_runtime.v1.MeasureResponse(\x01\x30\x01\x12N\n\x07Prepare\x12\x1f.edge_runtime.v1.PrepareRequest\x1a .edge_runtime.v1.PrepareProgress0\x01\x12\x66\n\x0fPrepareAdapters\x12\'.edge_runtime.v1.PrepareAdaptersRequest\x1a(.edge_runtime.v1.PrepareAdaptersResponse(\x01\x12O\n\nFetchShard\x12\".edge_runtime.v1.FetchShardRequest\x1a\x1b.edge_runtime.v1.ShardChunk0\x01\x12X\n\x0bOpenSession\x12#.edge_runtime.v1.OpenSessionRequest\x1a$.edge_runtime.v1.OpenSessionResponse\x12[\n\x0c\x43loseSession\x12$.edge_runtime.v1.CloseSessionRequest\x1a%.edge_runtime.v1.CloseSessionResponse\x12P\n\x07\x43ompute\x12\x1f.edge_runtime.v1.ComputeRequest\x1a .edge_runtime.v1.ComputeResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'edge_runtime.v1.cluster_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_SIDEMATRIX']._serialized_start=2016
+  _globals['_SIDEMATRIX']._serialized_end=2169
   _globals['_MEMBER']._serialized_start=50
   _globals['_MEMBER']._serialized_end=89
   _globals['_JOINREQUEST']._serialized_start=91
@@ -59,22 +61,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LAYERGROUPS']._serialized_end=1122
   _globals['_PREPAREPROGRESS']._serialized_start=1124
   _globals['_PREPAREPROGRESS']._serialized_end=1244
-  _globals['_FETCHSHARDREQUEST']._serialized_start=1246
-  _globals['_FETCHSHARDREQUEST']._serialized_end=1297
-  _globals['_SHARDCHUNK']._serialized_start=1299
-  _globals['_SHARDCHUNK']._serialized_end=1349
-  _globals['_OPENSESSIONREQUEST']._serialized_start=1351
-  _globals['_OPENSESSIONREQUEST']._serialized_end=1419
-  _globals['_OPENSESSIONRESPONSE']._serialized_start=1421
-  _globals['_OPENSESSIONRESPONSE']._serialized_end=1465
-  _globals['_CLOSESESSIONREQUEST']._serialized_start=1467
-  _globals['_CLOSESESSIONREQUEST']._serialized_end=1505
-  _globals['_CLOSESESSIONRESPONSE']._serialized_start=1507
-  _globals['_CLOSESESSIONRESPONSE']._serialized_end=1529
-  _globals['_COMPUTEREQUEST']._serialized_start=1531
-  _globals['_COMPUTEREQUEST']._serialized_end=1639
-  _globals['_COMPUTERESPONSE']._serialized_start=1641
-  _globals['_COMPUTERESPONSE']._serialized_end=1747
-  _globals['_CLUSTER']._serialized_start=1750
-  _globals['_CLUSTER']._serialized_end=2489
+  _globals['_PREPAREADAPTERSREQUEST']._serialized_start=1246
+  _globals['_PREPAREADAPTERSREQUEST']._serialized_end=1358
+  _globals['_SIDEPART']._serialized_start=1360
+  _globals['_SIDEPART']._serialized_end=1461
+  _globals['_PREPAREADAPTERSRESPONSE']._serialized_start=1463
+  _globals['_PREPAREADAPTERSRESPONSE']._serialized_end=1510
+  _globals['_FETCHSHARDREQUEST']._serialized_start=1512
+  _globals['_FETCHSHARDREQUEST']._serialized_end=1563
+  _globals['_SHARDCHUNK']._serialized_start=1565
+  _globals['_SHARDCHUNK']._serialized_end=1615
+  _globals['_OPENSESSIONREQUEST']._serialized_start=1617
+  _globals['_OPENSESSIONREQUEST']._serialized_end=1685
+  _globals['_OPENSESSIONRESPONSE']._serialized_start=1687
+  _globals['_OPENSESSIONRESPONSE']._serialized_end=1731
+  _globals['_CLOSESESSIONREQUEST']._serialized_start=1733
+  _globals['_CLOSESESSIONREQUEST']._serialized_end=1771
+  _globals['_CLOSESESSIONRESPONSE']._serialized_start=1773
+  _globals['_CLOSESESSIONRESPONSE']._serialized_end=1795
+  _globals['_COMPUTEREQUEST']._serialized_start=1797
+  _globals['_COMPUTEREQUEST']._serialized_end=1905
+  _globals['_COMPUTERESPONSE']._serialized_start=1907
+  _globals['_COMPUTERESPONSE']._serialized_end=2013
+  _globals['_CLUSTER']._serialized_start=2172
+  _globals['_CLUSTER']._serialized_end=3015
 # @@protoc_insertion_point(module_scope)

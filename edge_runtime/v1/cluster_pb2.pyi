@@ -1,9 +1,25 @@
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class SideMatrix(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SIDE_MATRIX_UNSPECIFIED: _ClassVar[SideMatrix]
+    SIDE_MATRIX_GATE: _ClassVar[SideMatrix]
+    SIDE_MATRIX_UP: _ClassVar[SideMatrix]
+    SIDE_MATRIX_DOWN_A: _ClassVar[SideMatrix]
+    SIDE_MATRIX_DOWN_B: _ClassVar[SideMatrix]
+    SIDE_MATRIX_HEAD: _ClassVar[SideMatrix]
+SIDE_MATRIX_UNSPECIFIED: SideMatrix
+SIDE_MATRIX_GATE: SideMatrix
+SIDE_MATRIX_UP: SideMatrix
+SIDE_MATRIX_DOWN_A: SideMatrix
+SIDE_MATRIX_DOWN_B: SideMatrix
+SIDE_MATRIX_HEAD: SideMatrix
 
 class Member(_message.Message):
     __slots__ = ("name", "address")
@@ -144,6 +160,36 @@ class PrepareProgress(_message.Message):
     ready: bool
     loaded_bytes: int
     def __init__(self, cached_bytes: _Optional[int] = ..., fetched_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., ready: bool = ..., loaded_bytes: _Optional[int] = ...) -> None: ...
+
+class PrepareAdaptersRequest(_message.Message):
+    __slots__ = ("model", "plan", "version", "parts")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    plan: int
+    version: int
+    parts: _containers.RepeatedCompositeFieldContainer[SidePart]
+    def __init__(self, model: _Optional[str] = ..., plan: _Optional[int] = ..., version: _Optional[int] = ..., parts: _Optional[_Iterable[_Union[SidePart, _Mapping]]] = ...) -> None: ...
+
+class SidePart(_message.Message):
+    __slots__ = ("layer", "matrix", "rank", "content")
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    MATRIX_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    layer: int
+    matrix: SideMatrix
+    rank: int
+    content: bytes
+    def __init__(self, layer: _Optional[int] = ..., matrix: _Optional[_Union[SideMatrix, str]] = ..., rank: _Optional[int] = ..., content: _Optional[bytes] = ...) -> None: ...
+
+class PrepareAdaptersResponse(_message.Message):
+    __slots__ = ("loaded_bytes",)
+    LOADED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    loaded_bytes: int
+    def __init__(self, loaded_bytes: _Optional[int] = ...) -> None: ...
 
 class FetchShardRequest(_message.Message):
     __slots__ = ("digest", "offset")

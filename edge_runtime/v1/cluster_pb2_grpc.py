@@ -60,6 +60,11 @@ class ClusterStub(object):
                 request_serializer=edge__runtime_dot_v1_dot_cluster__pb2.PrepareRequest.SerializeToString,
                 response_deserializer=edge__runtime_dot_v1_dot_cluster__pb2.PrepareProgress.FromString,
                 _registered_method=True)
+        self.PrepareAdapters = channel.stream_unary(
+                '/edge_runtime.v1.Cluster/PrepareAdapters',
+                request_serializer=edge__runtime_dot_v1_dot_cluster__pb2.PrepareAdaptersRequest.SerializeToString,
+                response_deserializer=edge__runtime_dot_v1_dot_cluster__pb2.PrepareAdaptersResponse.FromString,
+                _registered_method=True)
         self.FetchShard = channel.unary_stream(
                 '/edge_runtime.v1.Cluster/FetchShard',
                 request_serializer=edge__runtime_dot_v1_dot_cluster__pb2.FetchShardRequest.SerializeToString,
@@ -121,6 +126,15 @@ class ClusterServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PrepareAdapters(self, request_iterator, context):
+        """Gives a device the side paths of a version of the adapters, for what it holds under a plan. Requests for
+        contributions name the version from then on, so that no token mixes two. A device keeps two versions of a
+        plan: one in force, and one to come.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def FetchShard(self, request, context):
         """A shard's bytes, from an offset on.
         """
@@ -176,6 +190,11 @@ def add_ClusterServicer_to_server(servicer, server):
                     servicer.Prepare,
                     request_deserializer=edge__runtime_dot_v1_dot_cluster__pb2.PrepareRequest.FromString,
                     response_serializer=edge__runtime_dot_v1_dot_cluster__pb2.PrepareProgress.SerializeToString,
+            ),
+            'PrepareAdapters': grpc.stream_unary_rpc_method_handler(
+                    servicer.PrepareAdapters,
+                    request_deserializer=edge__runtime_dot_v1_dot_cluster__pb2.PrepareAdaptersRequest.FromString,
+                    response_serializer=edge__runtime_dot_v1_dot_cluster__pb2.PrepareAdaptersResponse.SerializeToString,
             ),
             'FetchShard': grpc.unary_stream_rpc_method_handler(
                     servicer.FetchShard,
@@ -334,6 +353,33 @@ class Cluster(object):
             '/edge_runtime.v1.Cluster/Prepare',
             edge__runtime_dot_v1_dot_cluster__pb2.PrepareRequest.SerializeToString,
             edge__runtime_dot_v1_dot_cluster__pb2.PrepareProgress.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PrepareAdapters(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/edge_runtime.v1.Cluster/PrepareAdapters',
+            edge__runtime_dot_v1_dot_cluster__pb2.PrepareAdaptersRequest.SerializeToString,
+            edge__runtime_dot_v1_dot_cluster__pb2.PrepareAdaptersResponse.FromString,
             options,
             channel_credentials,
             insecure,
