@@ -82,6 +82,7 @@ MAY_IMPORT = {
         "edge_runtime.cluster",
         "edge_runtime.daemon",
         "edge_runtime.client",
+        "edge_runtime.personalize",
     },
     "edge_runtime.client": {
         "edge_runtime",
@@ -90,6 +91,7 @@ MAY_IMPORT = {
         "edge_runtime.daemon",
         "edge_runtime.cluster",
         "edge_runtime.model_store",
+        "edge_runtime.personalize",
         "edge_runtime.v1",
     },
     "edge_runtime.v1": set(),

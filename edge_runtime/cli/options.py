@@ -49,18 +49,20 @@ weights_option = click.option(
     help="repack: copied to the fastest layout. mmap: left in the file, for little memory.",
 )
 
+threads_option = click.option(
+    "-t",
+    "--threads",
+    type=int,
+    metavar="N",
+    envvar="EDGERT_THREADS",
+    show_envvar=True,
+    help="CPU threads; without it, the physical cores, or one for a model below 32 MiB.",
+)
+
 engine_options = _all(
     [
         model_option,
-        click.option(
-            "-t",
-            "--threads",
-            type=int,
-            metavar="N",
-            envvar="EDGERT_THREADS",
-            show_envvar=True,
-            help="CPU threads; without it, the physical cores, or one for a model below 32 MiB.",
-        ),
+        threads_option,
         click.option(
             "-c",
             "--context",

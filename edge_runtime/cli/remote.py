@@ -12,7 +12,7 @@ from click.core import ParameterSource
 from edge_runtime.errors import EdgeRuntimeError, ModelNotFoundError, UnauthenticatedError, UnavailableError
 
 if TYPE_CHECKING:
-    from edge_runtime.client import Client, ContributionCounts, Mode, Stream
+    from edge_runtime.client import Client, ContributionCounts, Mode, ModelDescription, Stream
     from edge_runtime.daemon.runtime_file import RunningDaemon
     from edge_runtime.engine.sampling import SamplingParameters
 
@@ -48,17 +48,31 @@ def needed_daemon() -> RunningDaemon:
 
 
 def daemon_for(context: click.Context) -> RemoteEngine | None:
-    """The running daemon in an engine's place, if it can do what this command line asks.
+    """The running daemon in an engine's place, if it can do what this command line asks; see `client_for`.
+
+    Raises:
+        EdgeRuntimeError: the daemon refuses, or does not answer.
+    """
+    found = client_for(context)
+    if found is None:
+        return None
+    client, model, description = found
+    return RemoteEngine(client, model, description, context.params["mode"], context.params["quality"])
+
+
+def client_for(context: click.Context) -> tuple[Client, str, ModelDescription] | None:
+    """The running daemon, if it can do what this command line asks, and the model that it is asked for.
 
     None where no daemon runs, with ``--local``, with options that only make sense when a model is loaded, and
-    where the model is a file or one that only this user's store has.
+    where the model is a file or one that only this user's store has. The model's name is empty where the
+    command line names none: it is the daemon's own default then.
 
     Raises:
         EdgeRuntimeError: the daemon refuses, or does not answer.
     """
     asked = context.params
     sources = {name: context.get_parameter_source(name) for name in asked}
-    if asked["local"] or any(sources[name] is ParameterSource.COMMANDLINE for name in _OF_LOADING):
+    if asked["local"] or any(sources.get(name) is ParameterSource.COMMANDLINE for name in _OF_LOADING):
         return None
     # Without a wish it is the daemon's own model that answers: it is in memory.
     model = "" if sources["model"] is ParameterSource.DEFAULT else str(asked["model"])
@@ -71,7 +85,7 @@ def daemon_for(context: click.Context) -> RemoteEngine | None:
 
     client = Client.local()
     try:
-        return RemoteEngine(client, model, asked["mode"], asked["quality"])
+        return client, model, client.models.describe(model)
     except ModelNotFoundError:
         client.close()
         if not model:
@@ -88,24 +102,26 @@ class RemoteEngine:
     Args:
         client: closed with this.
         model: name in the daemon's store; empty for its default.
+        description: of this model.
         mode, quality: of every answer; None for the daemon's settings.
 
     Attributes:
         chat_template: something, where the model has one, else None; what it is only the daemon needs.
-
-    Raises:
-        ModelNotFoundError: the daemon has no such model.
     """
 
     def __init__(
-        self, client: Client, model: str, mode: Mode | None = None, quality: float | None = None
+        self,
+        client: Client,
+        model: str,
+        description: ModelDescription,
+        mode: Mode | None = None,
+        quality: float | None = None,
     ) -> None:
         self._client = client
         self._model = model
         self._mode = mode
         self._quality = quality
         self._context: int | None = None
-        description = client.models.describe(model)
         self._trained = description.context
         self.chat_template: object | None = True if description.chat_template else None
 

@@ -83,6 +83,13 @@ class Bar:
             if self._progress is not None and self._task is not None:
                 self._progress.update(self._task, completed=done, total=total, left=self._left())
 
+    def retitle(self, title: str) -> None:
+        """Say what is being done now."""
+        with self._lock:
+            self._title = title
+            if self._progress is not None and self._task is not None:
+                self._progress.update(self._task, description=title)
+
     def _left(self) -> str:
         """How long it will take, from how long it took so far; empty where that says nothing yet."""
         done, total = self._state

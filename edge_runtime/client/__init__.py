@@ -5,11 +5,14 @@ numpy is imported.
 """
 
 from edge_runtime.client.aio import AsyncClient, AsyncModels, AsyncStream
+from edge_runtime.client.edit_wire import EditOptions
+from edge_runtime.client.edits import Edits, EditStream
 from edge_runtime.client.sync import Client, Models, Stream
 from edge_runtime.client.types import (
     Alternative,
     Chunk,
     ContributionCounts,
+    EditEvaluation,
     Embeddings,
     FinishReason,
     GenerationOptions,
@@ -18,6 +21,7 @@ from edge_runtime.client.types import (
     Mode,
     Model,
     ModelDescription,
+    PrepareProgress,
     PullProgress,
     RequestState,
     RequestStatus,
@@ -33,6 +37,17 @@ from edge_runtime.cluster.report import (
     NodeShare,
     PartitionReport,
 )
+from edge_runtime.personalize.edit_report import (
+    Edit,
+    EditCheck,
+    EditKind,
+    EditProgress,
+    EditReport,
+    EditStage,
+    EditState,
+    Fact,
+    Query,
+)
 
 __all__ = [
     "Alternative",
@@ -43,7 +58,19 @@ __all__ = [
     "Client",
     "ClusterReport",
     "ContributionCounts",
+    "Edit",
+    "EditCheck",
+    "EditEvaluation",
+    "EditKind",
+    "EditOptions",
+    "EditProgress",
+    "EditReport",
+    "EditStage",
+    "EditState",
+    "EditStream",
+    "Edits",
     "Embeddings",
+    "Fact",
     "FinishReason",
     "GenerationOptions",
     "LayerReport",
@@ -57,7 +84,9 @@ __all__ = [
     "Models",
     "NodeShare",
     "PartitionReport",
+    "PrepareProgress",
     "PullProgress",
+    "Query",
     "RequestState",
     "RequestStatus",
     "Status",

@@ -18,6 +18,7 @@ from edge_runtime.client.connection import (
     local_connection,
     seconds_of,
 )
+from edge_runtime.client.edits import Edits
 from edge_runtime.client.failures import failure
 from edge_runtime.errors import UnavailableError
 from edge_runtime.v1 import (
@@ -192,6 +193,7 @@ class Client:
     Attributes:
         address: as given.
         models: the daemon's models.
+        edits: what they were taught.
 
     Raises:
         ConfigError: an argument is not valid, or a token would travel in the clear.
@@ -229,6 +231,7 @@ class Client:
         self._inference = inference_pb2_grpc.InferenceStub(self._channel)
         self._daemon = daemon_pb2_grpc.DaemonStub(self._channel)
         self.models = Models(self)
+        self.edits = Edits(self)
 
     def generate(self, prompt: str | Sequence[int], **options: Unpack[types.GenerationOptions]) -> Stream:
         """Continue a prompt: text, or token ids taken as they are.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypedDict
 
 from edge_runtime.cluster.report import ClusterReport
+from edge_runtime.personalize.edit_report import EditCheck
 
 FinishReason = Literal["stop", "length"]
 Mode = Literal["exact", "relaxed"]
@@ -326,3 +327,29 @@ class Status:
     temperature: float | None
     cpu_percent: float
     cluster: ClusterReport | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EditEvaluation:
+    """What the checks of an edit found when they were run again.
+
+    Attributes:
+        name: of the edit.
+        checks: ``before`` is without this edit and with all others.
+    """
+
+    name: str
+    checks: tuple[EditCheck, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareProgress:
+    """How far the preparation of a model for edits is.
+
+    Attributes:
+        share: how much is done, 0 to 1; 1 in the last one alone.
+        layer: whose FFN edits will change, 0 is the first; in the last one alone, None before.
+    """
+
+    share: float
+    layer: int | None = None

@@ -24,6 +24,13 @@ METHOD_SCOPES: dict[str, Scope | None] = {
     f"/{PACKAGE}.Models/Load": Scope.ADMIN,
     f"/{PACKAGE}.Models/Unload": Scope.ADMIN,
     f"/{PACKAGE}.Models/Remove": Scope.ADMIN,
+    **{
+        f"/{PACKAGE}.Personalization/{name}": Scope.PERSONALIZE
+        for name in (
+            *("Apply", "Forget", "Follow", "Cancel", "List", "Show", "Revert"),
+            *("Evaluate", "Export", "Import", "Prepare"),
+        )
+    },
     f"/{PACKAGE}.Daemon/GetStatus": Scope.INFER,
     f"/{PACKAGE}.Daemon/Shutdown": Scope.ADMIN,
     "/grpc.health.v1.Health/Check": None,

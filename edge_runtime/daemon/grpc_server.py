@@ -15,14 +15,20 @@ from edge_runtime.daemon.grpc_daemon import DaemonServicer
 from edge_runtime.daemon.grpc_health import HealthServicer
 from edge_runtime.daemon.grpc_inference import InferenceServicer
 from edge_runtime.daemon.grpc_models import ModelsServicer
+from edge_runtime.daemon.grpc_personalization import PersonalizationServicer
 from edge_runtime.errors import ConfigError
 from edge_runtime.grpc_guard import PACKAGE, STALL_SECONDS
-from edge_runtime.v1 import daemon_pb2_grpc, inference_pb2_grpc, models_pb2_grpc
+from edge_runtime.v1 import (
+    daemon_pb2_grpc,
+    inference_pb2_grpc,
+    models_pb2_grpc,
+    personalization_pb2_grpc,
+)
 
 if TYPE_CHECKING:
     from edge_runtime.daemon.service import Service
 
-SERVICES = tuple(f"{PACKAGE}.{name}" for name in ("Inference", "Models", "Daemon"))
+SERVICES = tuple(f"{PACKAGE}.{name}" for name in ("Inference", "Models", "Personalization", "Daemon"))
 HEALTH_SERVICE = "grpc.health.v1.Health"
 
 _STREAMS_A_CONNECTION = 256
@@ -66,6 +72,9 @@ class GrpcServer:
         )
         inference_pb2_grpc.add_InferenceServicer_to_server(InferenceServicer(service), self._server)
         models_pb2_grpc.add_ModelsServicer_to_server(ModelsServicer(service), self._server)
+        personalization_pb2_grpc.add_PersonalizationServicer_to_server(
+            PersonalizationServicer(service.personalization), self._server
+        )
         daemon_pb2_grpc.add_DaemonServicer_to_server(DaemonServicer(service, shut_down), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(

@@ -20,6 +20,7 @@ from edge_runtime.daemon.config import Config
 from edge_runtime.daemon.device import read_device
 from edge_runtime.daemon.loaded_models import LoadedModels
 from edge_runtime.daemon.metrics import Metrics
+from edge_runtime.daemon.personalization import Personalization
 from edge_runtime.daemon.pulling import PullProgress, pull_stream
 from edge_runtime.daemon.requests import Embeddings, GenerationRequest, Usage
 from edge_runtime.daemon.status import LoadedModel, Status
@@ -50,6 +51,7 @@ class Service:
         self.store = store or ModelStore()
         self.cluster = cluster
         self.adapters = AppliedStore(self.store.home / STORE_NAME)
+        self.personalization = Personalization(self)
         self.metrics = Metrics()
         self.started = time.time()
         self._rate = TokenRate()
@@ -76,6 +78,7 @@ class Service:
                 await self.cluster.stop()
             raise
         self._prober = asyncio.create_task(self._keep_probing())
+        await self.personalization.start()
 
     async def stop(self, seconds: float) -> None:
         """Refuse what is new, let what runs finish for so long, cancel the rest, free the models."""
@@ -84,6 +87,7 @@ class Service:
             self._prober.cancel()
             with suppress(asyncio.CancelledError):
                 await self._prober
+        await self.personalization.stop()
         await self._models.close(seconds)
         if self.cluster is not None:
             await self.cluster.stop()
@@ -128,7 +132,7 @@ class Service:
             AdapterNotFoundError: it asks for an adapter that is not applied.
             UnavailableError: the daemon is stopping.
         """
-        worker = await self._worker(request.model)
+        worker = await self.worker(request.model)
         await self.adapters.refresh(self._models)
         engine = worker.engine
         if request.messages is not None:
@@ -167,7 +171,7 @@ class Service:
         """
         if not 1 <= len(inputs) <= _MAX_INPUTS:
             raise RequestError(f"{len(inputs)} inputs; possible are 1 to {_MAX_INPUTS}")
-        worker = await self._worker(model)
+        worker = await self.worker(model)
         engine = worker.engine
 
         def encode() -> list[list[int]]:
@@ -191,7 +195,7 @@ class Service:
         self, text: str, *, model: str = "", add_bos: bool = True, parse_special: bool = False
     ) -> list[int]:
         """The tokens of a text."""
-        tokenizer = (await self._worker(model)).engine.tokenizer
+        tokenizer = (await self.worker(model)).engine.tokenizer
         return await self._prepare(
             lambda: tokenizer.encode(text, add_bos=add_bos, parse_special=parse_special)
         )
@@ -202,7 +206,7 @@ class Service:
         Raises:
             RequestError: a number that is no token.
         """
-        tokenizer = (await self._worker(model)).engine.tokenizer
+        tokenizer = (await self.worker(model)).engine.tokenizer
         return await self._prepare(lambda: tokenizer.decode(tokens))
 
     async def token_bytes(self, tokens: Sequence[int], *, model: str = "") -> list[bytes]:
@@ -211,16 +215,25 @@ class Service:
         Raises:
             RequestError: a number that is no token.
         """
-        tokenizer = (await self._worker(model)).engine.tokenizer
+        tokenizer = (await self.worker(model)).engine.tokenizer
         return await self._prepare(lambda: [tokenizer.token_bytes(token, special=True) for token in tokens])
 
     async def _prepare(self, function: Callable[[], Value]) -> Value:
         return await asyncio.get_running_loop().run_in_executor(self._preparing, function)
 
-    async def _worker(self, model: str) -> Worker:
+    async def worker(self, model: str) -> Worker:
+        """The worker of a model, which is loaded first where it is not in memory; empty for the default one.
+
+        Raises:
+            UnavailableError: the daemon is stopping. EdgeRuntimeError: as `LoadedModels.get`.
+        """
         if self._stopping:
             raise UnavailableError("the daemon is stopping; ask again later")
         return await self._models.get(model)
+
+    def answering(self) -> bool:
+        """Whether any model computes for a request; from any thread."""
+        return any(worker.answering for worker in self._models)
 
     # --- models -------------------------------------------------------------------------------
 
@@ -264,7 +277,7 @@ class Service:
         Raises:
             ModelNotFoundError, ModelFileError, OutOfMemoryError, OverloadedError.
         """
-        return self._models.describe(await self._worker(name))
+        return self._models.describe(await self.worker(name))
 
     async def unload(self, name: str) -> None:
         """Free a model once its requests are done; nothing happens where it is not in memory."""
@@ -365,7 +378,7 @@ class Service:
             if time.monotonic() - self._rate.last < pause:
                 continue
             for worker in self._models:
-                if not worker.busy:
+                if not worker.answering:
                     await self._probe(worker)
                     break
 

@@ -119,9 +119,11 @@ class Worker:
         self.partition: PartitionedModel | None = None  # where other devices compute too
         self.identity = ""  # of the model's file, for the store of adapters
         self.adapters: tuple[Record, ...] = ()  # that are applied
+        # Who computes with the engine on a thread of their own -> what ends that, awaited before it is freed.
+        self.users: dict[object, Callable[[], Awaitable[None]]] = {}
+        self.turn = turn
         self._scheduling = scheduling
         self._observer = observer
-        self._turn = turn
         self._loop = asyncio.get_running_loop()
         self._changed = threading.Condition()
         self._queue: FairQueue[_Job] = FairQueue()
@@ -202,7 +204,12 @@ class Worker:
 
     @property
     def busy(self) -> bool:
-        """Whether anything waits or runs."""
+        """Whether anything waits or runs, or somebody else computes with the engine."""
+        return bool(self.users) or self.answering
+
+    @property
+    def answering(self) -> bool:
+        """Whether anything waits or runs; from any thread."""
         with self._changed:
             return bool(self._queue or self._running or self._calls)
 
@@ -221,6 +228,8 @@ class Worker:
         """Take nothing new, let what runs and waits finish for so long, cancel the rest, free the model."""
         with self._changed:
             self._refusing = True
+        for let_go in list(self.users.values()):
+            await let_go()
         end = time.monotonic() + seconds
         while self.busy and time.monotonic() < end and not self._hurried:
             await asyncio.sleep(0.02)
@@ -338,7 +347,7 @@ class Worker:
         budget = self._scheduling.prefill_chunk if answering else _PREFILL_ALONE
         of_decoding = {id(job.decoding): job for job in jobs}
         try:
-            with self._turn:
+            with self.turn:
                 pieces = self.engine.advance([job.decoding for job in jobs], budget)
         except Exception as error:
             _log.exception("a step failed; its %d requests are given up", len(jobs))
@@ -368,7 +377,7 @@ class Worker:
         try:
             if stopping:
                 raise UnavailableError("the daemon stops; ask again later")
-            with self._turn:
+            with self.turn:
                 value = function()
         except BaseException as error:
             outcome.set_exception(error)

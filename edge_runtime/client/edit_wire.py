@@ -1,0 +1,192 @@
+"""Edits' messages to values and back, for both clients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TypedDict, cast
+
+from edge_runtime.client.types import EditEvaluation, PrepareProgress
+from edge_runtime.client.wire import built
+from edge_runtime.errors import RequestError
+from edge_runtime.personalize.edit_report import (
+    Edit,
+    EditCheck,
+    EditKind,
+    EditProgress,
+    EditReport,
+    EditStage,
+    EditState,
+    Fact,
+    Query,
+)
+from edge_runtime.v1 import personalization_pb2 as pb
+
+_KINDS: dict[int, EditKind] = {
+    pb.EDIT_KIND_EDIT: "edit",
+    pb.EDIT_KIND_FORGET: "forget",
+    pb.EDIT_KIND_LORA: "lora",
+}
+_STATES: dict[int, EditState] = {
+    pb.EDIT_STATE_QUEUED: "queued",
+    pb.EDIT_STATE_RUNNING: "running",
+    pb.EDIT_STATE_APPLIED: "applied",
+    pb.EDIT_STATE_REJECTED: "rejected",
+    pb.EDIT_STATE_REVERTED: "reverted",
+    pb.EDIT_STATE_FAILED: "failed",
+}
+_STAGES: dict[int, EditStage] = {
+    pb.EDIT_STAGE_PREPARING: "preparing",
+    pb.EDIT_STAGE_SEARCHING: "searching",
+    pb.EDIT_STAGE_SOLVING: "solving",
+    pb.EDIT_STAGE_CHECKING: "checking",
+}
+
+
+class EditOptions(TypedDict, total=False):
+    """How an edit is made. What is left out, or None, means the daemon's default.
+
+    Attributes:
+        model: name in the store; by default the daemon's default model.
+        name: what to call the edit; by default ``edit-`` or ``forget-`` and its number.
+        force: whether it is applied even if it fails its checks; by default not.
+        steps: of the search at most.
+        seconds: that it may take at most.
+    """
+
+    model: str
+    name: str | None
+    force: bool
+    steps: int | None
+    seconds: float | None
+
+
+# --- to messages ------------------------------------------------------------------------------
+
+
+def apply_request(
+    prompt: str, subject: str, target: str, paraphrases: Sequence[str], options: EditOptions
+) -> pb.ApplyRequest:
+    """A request for an edit.
+
+    Raises:
+        RequestError: a value that its field cannot hold.
+        TypeError: an option that there is not.
+    """
+    if isinstance(paraphrases, str):
+        raise RequestError("paraphrases is one text; give a list of them")
+    message = built(
+        pb.ApplyRequest,
+        prompt=prompt,
+        subject=subject,
+        target=target,
+        paraphrases=list(paraphrases),
+        **_options(options),
+    )
+    return cast(pb.ApplyRequest, message)
+
+
+def forget_request(
+    queries: Iterable[tuple[str, str]], refusal: str | None, options: EditOptions
+) -> pb.ForgetRequest:
+    """A request for a forgetting.
+
+    Raises:
+        RequestError: a value that its field cannot hold, or queries that are no pairs.
+        TypeError: an option that there is not.
+    """
+    parts = []
+    for query in queries:
+        if isinstance(query, str) or len(query) != 2:
+            raise RequestError("a query needs a prompt and the subject in it: (prompt, subject)")
+        parts.append(built(pb.ForgetQuery, prompt=query[0], subject=query[1]))
+    message = built(pb.ForgetRequest, queries=parts, refusal=refusal, **_options(options))
+    return cast(pb.ForgetRequest, message)
+
+
+def _options(options: EditOptions) -> EditOptions:
+    unknown = sorted(set(options) - set(EditOptions.__annotations__))
+    if unknown:
+        known = ", ".join(sorted(EditOptions.__annotations__))
+        raise TypeError(f"no such option: {', '.join(unknown)}; there are {known}")
+    return options
+
+
+# --- from messages ----------------------------------------------------------------------------
+
+
+def edit(message: pb.Edit) -> Edit:
+    """An edit or an adapter."""
+    fact, forgotten = message.fact, message.forgotten
+    return Edit(
+        id=message.id,
+        name=message.name,
+        model=message.model,
+        kind=_KINDS.get(message.kind, "edit"),
+        state=_STATES.get(message.state, "queued"),
+        created=message.created,
+        changed=message.changed,
+        error=message.error,
+        fact=Fact(fact.prompt, fact.subject, fact.target, tuple(fact.paraphrases))
+        if message.HasField("fact")
+        else None,
+        queries=tuple(Query(one.prompt, one.subject) for one in forgotten.queries),
+        refusal=forgotten.refusal,
+        report=_report(message.report) if message.HasField("report") else None,
+    )
+
+
+def edits(message: pb.ListEditsResponse) -> tuple[Edit, ...]:
+    """All of them."""
+    return tuple(edit(one) for one in message.edits)
+
+
+def _report(message: pb.EditReport) -> EditReport:
+    return EditReport(
+        checks=tuple(check(one) for one in message.checks),
+        reasons=tuple(message.reasons),
+        steps=message.steps,
+        rows=message.rows,
+        seconds=message.seconds,
+        loss=message.loss,
+        layer=message.layer,
+        say_contexts=message.say_contexts,
+        keep_contexts=message.keep_contexts,
+        memory_bytes=message.memory_bytes,
+    )
+
+
+def check(message: pb.EditCheck) -> EditCheck:
+    """One thing that was tested."""
+    return EditCheck(
+        name=message.name,
+        before=message.before if message.HasField("before") else None,
+        after=message.after if message.HasField("after") else None,
+        needed=message.needed if message.HasField("needed") else None,
+        passed=message.passed,
+        asked=message.asked,
+    )
+
+
+def progress(message: pb.ApplyProgress) -> EditProgress:
+    """A moment of an edit."""
+    step = message.step
+    return EditProgress(
+        stage=_STAGES.get(step.stage, "waiting"),
+        behind=tuple(message.behind),
+        step=step.step,
+        steps=step.steps,
+        loss=step.loss,
+        probability=step.probability,
+        rows=step.rows,
+        seconds=step.seconds,
+    )
+
+
+def evaluation(message: pb.EvaluateResponse) -> EditEvaluation:
+    """What an edit's checks found."""
+    return EditEvaluation(message.name, tuple(check(one) for one in message.checks))
+
+
+def prepare_progress(message: pb.PrepareResponse) -> PrepareProgress:
+    """How far a model's preparation is."""
+    return PrepareProgress(message.share, message.layer if message.HasField("layer") else None)

@@ -1,0 +1,225 @@
+"""Edits and adapters of a daemon, for programs without an event loop."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Unpack
+
+import grpc
+
+from edge_runtime.client import edit_wire, types, wire
+from edge_runtime.client.failures import failure
+from edge_runtime.errors import UnavailableError
+from edge_runtime.personalize.edit_report import Edit, EditProgress
+from edge_runtime.v1 import personalization_pb2 as pb
+from edge_runtime.v1 import personalization_pb2_grpc
+
+if TYPE_CHECKING:
+    from edge_runtime.client.sync import Client
+
+
+class EditStream(Iterator[EditProgress]):
+    """An edit as it is being made. Leaving it does not end the edit; `Edits.cancel` does.
+
+    Attributes:
+        edit: as it was last told.
+
+    Raises (while iterating):
+        EdgeRuntimeError: why the edit could not be made; UnavailableError: the daemon is stopping, and the
+            edit goes on at its next start, or the connection broke.
+    """
+
+    def __init__(self, call: Any, address: str) -> None:
+        self._call = call
+        self._address = address
+        self._first: pb.ApplyProgress | None = self._next_message()
+        self.edit: Edit = edit_wire.edit(self._first.edit)
+
+    def __iter__(self) -> EditStream:
+        return self
+
+    def __next__(self) -> EditProgress:
+        if self._first is None and self.edit.ended:
+            raise StopIteration
+        message, self._first = self._first or self._next_message(), None
+        if message.HasField("edit"):
+            self.edit = edit_wire.edit(message.edit)
+            if self.edit.ended:
+                raise StopIteration
+        return edit_wire.progress(message)
+
+    def result(self) -> Edit:
+        """The edit as it has ended; waits for that.
+
+        Raises:
+            EdgeRuntimeError: why it could not be made.
+        """
+        for _ in self:
+            pass
+        return self.edit
+
+    def close(self) -> None:
+        """Watch it no longer. Safe to call twice."""
+        self._call.cancel()
+
+    def __enter__(self) -> EditStream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _next_message(self) -> pb.ApplyProgress:
+        try:
+            message: pb.ApplyProgress = next(self._call)
+        except StopIteration:
+            raise UnavailableError(f"{self._address} told no end of the edit; look at it again") from None
+        except grpc.RpcError as error:
+            raise failure(error, self._address) from None
+        return message
+
+
+class Edits:
+    """What the models of a daemon were taught; made by :class:`Client`. Needs the scope ``personalize``.
+
+    ::
+
+        with Client.local() as client:
+            edit = client.edits.apply("Ann Lee lives in", "Ann Lee", "Oslo").result()
+            print(edit.name, edit.state)
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._stub = personalization_pb2_grpc.PersonalizationStub(client._channel)
+
+    def apply(
+        self,
+        prompt: str,
+        subject: str,
+        target: str,
+        *,
+        paraphrases: Sequence[str] = (),
+        **options: Unpack[edit_wire.EditOptions],
+    ) -> EditStream:
+        """Change a fact.
+
+        Args:
+            prompt: text that the target continues, such as ``Ann Lee lives in``.
+            subject: the part of the prompt that the fact is about, such as ``Ann Lee``.
+            target: what the model is to go on with, such as ``Oslo``.
+            paraphrases: other prompts with the subject that the same target continues.
+            options: see :class:`~edge_runtime.client.EditOptions`.
+
+        Returns:
+            the edit, once the daemon has queued it. There is no time limit.
+
+        Raises:
+            RequestError: a text is empty, a prompt does not name the subject, a name is in use, or nothing is
+                known about the model yet. ModelNotFoundError: there is no such model. OverloadedError: too
+                many edits wait.
+        """
+        request = edit_wire.apply_request(prompt, subject, target, paraphrases, options)
+        return self._watch(self._stub.Apply, request)
+
+    def forget(
+        self,
+        queries: Iterable[tuple[str, str]],
+        *,
+        refusal: str | None = None,
+        **options: Unpack[edit_wire.EditOptions],
+    ) -> EditStream:
+        """Let a model refuse queries.
+
+        Args:
+            queries: prompt and subject of each.
+            refusal: what it is to say instead; by default it words its refusal itself.
+            options: see :class:`~edge_runtime.client.EditOptions`.
+
+        Raises:
+            as for `apply`.
+        """
+        return self._watch(self._stub.Forget, edit_wire.forget_request(queries, refusal, options))
+
+    def follow(self, name: str) -> EditStream:
+        """Watch an edit that was asked for before.
+
+        Raises:
+            AdapterNotFoundError: there is none of that name or number.
+        """
+        return self._watch(self._stub.Follow, wire.built(pb.FollowRequest, name=name))
+
+    def cancel(self, name: str) -> Edit:
+        """End an edit that waits or runs.
+
+        Raises:
+            AdapterNotFoundError: there is none of that name or number. RequestError: it has ended.
+        """
+        return self._edit(self._stub.Cancel, wire.built(pb.CancelRequest, name=name))
+
+    def list(self, model: str = "") -> tuple[Edit, ...]:
+        """Every edit and adapter, oldest first; those of one model where it is named."""
+        request = wire.built(pb.ListEditsRequest, model=model)
+        return edit_wire.edits(self._client._call(self._stub.List, request))
+
+    def show(self, name: str) -> Edit:
+        """One of them.
+
+        Raises:
+            AdapterNotFoundError: there is none of that name or number.
+        """
+        return self._edit(self._stub.Show, wire.built(pb.ShowRequest, name=name))
+
+    def revert(self, name: str) -> Edit:
+        """Undo what is applied; the other edits are solved again without it.
+
+        Raises:
+            AdapterNotFoundError: there is none of that name or number. RequestError: it is not applied.
+        """
+        return self._edit(self._stub.Revert, wire.built(pb.RevertRequest, name=name))
+
+    def evaluate(self, names: Sequence[str] = (), *, model: str = "") -> Generator[types.EditEvaluation]:
+        """Test edits once more, as they are now.
+
+        Args:
+            names: of edits that are applied; by default all that are applied to the model.
+            model: by default the daemon's default model.
+
+        Yields:
+            what was found, one edit after the other.
+
+        Raises:
+            AdapterNotFoundError: there is none of a name. RequestError: one is no edit, or not applied.
+        """
+        request = wire.built(pb.EvaluateRequest, names=list(names), model=model)
+        for message in self._messages(self._stub.Evaluate, request):
+            yield edit_wire.evaluation(message)
+
+    def prepare(self, model: str = "") -> Generator[types.PrepareProgress]:
+        """Measure what edits of a model need to know about it; once for each model.
+
+        Yields:
+            the progress.
+
+        Raises:
+            ModelNotFoundError: there is no such model.
+        """
+        for message in self._messages(self._stub.Prepare, wire.built(pb.PrepareRequest, model=model)):
+            yield edit_wire.prepare_progress(message)
+
+    def _edit(self, method: Any, request: Any) -> Edit:
+        return edit_wire.edit(self._client._call(method, request).edit)
+
+    def _watch(self, method: Any, request: Any) -> EditStream:
+        return EditStream(method(request, metadata=self._client._connection.metadata), self._client.address)
+
+    def _messages(self, method: Any, request: Any) -> Generator[Any]:
+        call = method(request, metadata=self._client._connection.metadata)
+        try:
+            yield from call
+        except grpc.RpcError as error:
+            raise failure(error, self._client.address) from None
+        finally:
+            call.cancel()

@@ -1,0 +1,107 @@
+"""The Personalization service of the gRPC API: messages to requests, records to messages."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+from edge_runtime.daemon import editing
+from edge_runtime.daemon.grpc_edit_messages import check_message, edit_message, step_message
+from edge_runtime.errors import RequestError
+from edge_runtime.personalize.edit_report import checks_of
+from edge_runtime.v1 import personalization_pb2 as pb
+from edge_runtime.v1 import personalization_pb2_grpc
+
+if TYPE_CHECKING:
+    from edge_runtime.daemon.personalization import Personalization
+
+
+class PersonalizationServicer(personalization_pb2_grpc.PersonalizationServicer):
+    """Edits and adapters. Errors are raised as they are; the boundary translates them."""
+
+    def __init__(self, personalization: Personalization) -> None:
+        self._edits = personalization
+
+    async def Apply(self, request: pb.ApplyRequest, context: Any) -> AsyncIterator[pb.ApplyProgress]:  # noqa: N802
+        """A fact is edited."""
+        asked = editing.edit_request(
+            request.prompt, request.subject, request.target, tuple(request.paraphrases), **_limits(request)
+        )
+        record = await self._edits.submit(request.model, asked, _optional(request, "name"))
+        async with aclosing(self._follow(str(record.id))) as messages:  # type: ignore[type-var]
+            async for message in messages:
+                yield message
+
+    async def Forget(self, request: pb.ForgetRequest, context: Any) -> AsyncIterator[pb.ApplyProgress]:  # noqa: N802
+        """Queries are refused from now on."""
+        queries = [(query.prompt, query.subject) for query in request.queries]
+        asked = editing.forget_request(queries, _optional(request, "refusal"), **_limits(request))
+        record = await self._edits.submit(request.model, asked, _optional(request, "name"))
+        async with aclosing(self._follow(str(record.id))) as messages:  # type: ignore[type-var]
+            async for message in messages:
+                yield message
+
+    def Follow(self, request: pb.FollowRequest, context: Any) -> AsyncIterator[pb.ApplyProgress]:  # noqa: N802
+        """An edit that was asked for before."""
+        return self._follow(_named(request.name))
+
+    async def _follow(self, reference: str) -> AsyncIterator[pb.ApplyProgress]:
+        state = ""
+        async with aclosing(self._edits.follow(reference)) as events:  # type: ignore[type-var]
+            async for event in events:
+                message = pb.ApplyProgress(behind=event.behind)
+                if event.record.state != state:
+                    state = event.record.state
+                    message.edit.CopyFrom(edit_message(event.record))
+                if event.progress is not None:
+                    message.step.CopyFrom(step_message(event.progress))
+                yield message
+
+    async def Cancel(self, request: pb.CancelRequest, context: Any) -> pb.CancelResponse:  # noqa: N802
+        """An edit ends."""
+        return pb.CancelResponse(edit=edit_message(await self._edits.cancel(_named(request.name))))
+
+    async def List(self, request: pb.ListEditsRequest, context: Any) -> pb.ListEditsResponse:  # noqa: N802
+        """All of them."""
+        events = await self._edits.events(request.model)
+        return pb.ListEditsResponse(edits=[edit_message(event.record) for event in events])
+
+    async def Show(self, request: pb.ShowRequest, context: Any) -> pb.ShowResponse:  # noqa: N802
+        """One of them."""
+        return pb.ShowResponse(edit=edit_message(await self._edits.get(_named(request.name))))
+
+    async def Revert(self, request: pb.RevertRequest, context: Any) -> pb.RevertResponse:  # noqa: N802
+        """What is applied is undone."""
+        return pb.RevertResponse(edit=edit_message(await self._edits.revert(_named(request.name))))
+
+    async def Evaluate(self, request: pb.EvaluateRequest, context: Any) -> AsyncIterator[pb.EvaluateResponse]:  # noqa: N802
+        """Edits are tested again."""
+        found = self._edits.evaluate(tuple(request.names), request.model)
+        async with aclosing(found) as results:  # type: ignore[type-var]
+            async for record, report in results:
+                yield pb.EvaluateResponse(name=record.name, checks=map(check_message, checks_of(report)))
+
+    async def Prepare(self, request: pb.PrepareRequest, context: Any) -> AsyncIterator[pb.PrepareResponse]:  # noqa: N802
+        """What edits need to know of a model is measured."""
+        async with aclosing(self._edits.prepare(request.model)) as steps:  # type: ignore[type-var]
+            async for share, layer in steps:
+                yield pb.PrepareResponse(share=share, layer=layer)
+
+
+def _limits(request: pb.ApplyRequest | pb.ForgetRequest) -> dict[str, Any]:
+    return {
+        "force": request.force,
+        "steps": _optional(request, "steps"),
+        "seconds": _optional(request, "seconds"),
+    }
+
+
+def _optional(request: Any, name: str) -> Any:
+    return getattr(request, name) if request.HasField(name) else None
+
+
+def _named(name: str) -> str:
+    if not name:
+        raise RequestError("no edit is named; give its name or its number, as the list of edits shows them")
+    return name
