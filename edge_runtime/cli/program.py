@@ -37,6 +37,9 @@ Start with `edgert doctor` if something is slow or fails.
     verbs={
         "run": ("edge_runtime.cli.run", "Answer one prompt."),
         "chat": ("edge_runtime.cli.chat", "Talk with a model."),
+        "edit": ("edge_runtime.cli.edit", "Change a fact that a model knows."),
+        "forget": ("edge_runtime.cli.forget", "Let a model refuse queries."),
+        "edits": ("edge_runtime.cli.edits", "List, test, undo and exchange what models were taught."),
         "models": ("edge_runtime.cli.models", "List, fetch and remove models."),
         "serve": ("edge_runtime.cli.serve", "Answer requests over HTTP and gRPC."),
         "ps": ("edge_runtime.cli.ps", "Show what the daemon is doing."),

@@ -63,7 +63,7 @@ def command(
     A running daemon answers, if there is one (`edgert serve`), without --model with its own default model;
     with --local, --threads, --context, --weights or a model's path the model is loaded here.
     """
-    text = _prompt(prompt)
+    text = prompt_text(prompt)
     if raw and system is not None:
         raise RequestError("--system has no place in --raw text; put the instructions into the prompt")
     choices = Choices(**shared)
@@ -96,7 +96,12 @@ def command(
             show_timings(generation)
 
 
-def _prompt(argument: str | None) -> str:
+def prompt_text(argument: str | None) -> str:
+    """A prompt of the command line, or standard input in its place.
+
+    Raises:
+        RequestError: it is no UTF-8.
+    """
     if argument is not None and argument != "-":
         try:
             argument.encode()

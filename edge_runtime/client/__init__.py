@@ -5,7 +5,6 @@ numpy is imported.
 """
 
 from edge_runtime.client.aio import AsyncClient, AsyncModels, AsyncStream
-from edge_runtime.client.edit_wire import EditOptions
 from edge_runtime.client.edits import Edits, EditStream
 from edge_runtime.client.sync import Client, Models, Stream
 from edge_runtime.client.types import (
@@ -13,6 +12,7 @@ from edge_runtime.client.types import (
     Chunk,
     ContributionCounts,
     EditEvaluation,
+    EditOptions,
     Embeddings,
     FinishReason,
     GenerationOptions,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TypedDict, cast
+from typing import cast
 
-from edge_runtime.client.types import EditEvaluation, PrepareProgress
+from edge_runtime.client.types import EditEvaluation, EditOptions, PrepareProgress
 from edge_runtime.client.wire import built
 from edge_runtime.errors import RequestError
 from edge_runtime.personalize.edit_report import (
@@ -40,24 +40,6 @@ _STAGES: dict[int, EditStage] = {
     pb.EDIT_STAGE_SOLVING: "solving",
     pb.EDIT_STAGE_CHECKING: "checking",
 }
-
-
-class EditOptions(TypedDict, total=False):
-    """How an edit is made. What is left out, or None, means the daemon's default.
-
-    Attributes:
-        model: name in the store; by default the daemon's default model.
-        name: what to call the edit; by default ``edit-`` or ``forget-`` and its number.
-        force: whether it is applied even if it fails its checks; by default not.
-        steps: of the search at most.
-        seconds: that it may take at most.
-    """
-
-    model: str
-    name: str | None
-    force: bool
-    steps: int | None
-    seconds: float | None
 
 
 # --- to messages ------------------------------------------------------------------------------

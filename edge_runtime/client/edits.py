@@ -102,7 +102,7 @@ class Edits:
         target: str,
         *,
         paraphrases: Sequence[str] = (),
-        **options: Unpack[edit_wire.EditOptions],
+        **options: Unpack[types.EditOptions],
     ) -> EditStream:
         """Change a fact.
 
@@ -129,7 +129,7 @@ class Edits:
         queries: Iterable[tuple[str, str]],
         *,
         refusal: str | None = None,
-        **options: Unpack[edit_wire.EditOptions],
+        **options: Unpack[types.EditOptions],
     ) -> EditStream:
         """Let a model refuse queries.
 

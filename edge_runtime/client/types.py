@@ -329,6 +329,24 @@ class Status:
     cluster: ClusterReport | None = None
 
 
+class EditOptions(TypedDict, total=False):
+    """How an edit is made. What is left out, or None, means the daemon's default.
+
+    Attributes:
+        model: name in the store; by default the daemon's default model.
+        name: what to call the edit; by default ``edit-`` or ``forget-`` and its number.
+        force: whether it is applied even if it fails its checks; by default not.
+        steps: of the search at most.
+        seconds: that it may take at most.
+    """
+
+    model: str
+    name: str | None
+    force: bool
+    steps: int | None
+    seconds: float | None
+
+
 @dataclass(frozen=True, slots=True)
 class EditEvaluation:
     """What the checks of an edit found when they were run again.

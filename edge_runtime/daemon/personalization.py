@@ -367,6 +367,7 @@ class Personalization:
                 _log.error("%s is applied, but the model does not answer with it: %s", found.name, error)
 
     async def _fail(self, record: Record, why: str) -> None:
+        _log.info("edit failed", extra={"edit": record.name})
         with suppress(RequestError):  # it has ended already
             await asyncio.to_thread(self.store.fail, record.id, why)
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from edge_runtime.personalize.progress import Progress
     from edge_runtime.personalize.records import Record
 
 EditKind = Literal["edit", "forget", "lora"]
@@ -177,6 +178,19 @@ def edit_of(record: Record) -> Edit:
         ),
         refusal=_text(request, "refusal"),
         report=report_of(record.report) if record.report else None,
+    )
+
+
+def progress_of(moment: Progress) -> EditProgress:
+    """What the editor says of itself, for people and programs."""
+    return EditProgress(
+        stage=moment.stage,
+        step=moment.step,
+        steps=moment.steps,
+        loss=moment.loss,
+        probability=moment.probability,
+        rows=moment.rows,
+        seconds=moment.seconds,
     )
 
 
