@@ -78,24 +78,24 @@ def test_a_request_gets_the_version_that_it_names(made: Spread, held: HeldShares
 
 def test_the_version_in_force_stays_while_the_next_one_is_prepared(made: Spread, held: HeldShares) -> None:
     load(made, 5)
-    size = held.counts[2]
+    size = held.side_bytes
     edited = ask(held, 5)
     load(made, 6)
-    assert held.counts[2] - size > 0
+    assert held.side_bytes == 2 * size > 0
     np.testing.assert_array_equal(ask(held, 5), edited)
     np.testing.assert_array_equal(ask(held, 6), edited)  # the first that is asked for replaces those before
     assert reason(held, content_of(encode(ActivationForm.F32, ROW), 5, SCALE)) is RefusalReason.ADAPTERS
-    assert held.counts[2] == size
+    assert held.side_bytes == size
 
 
 def test_no_more_than_two_versions_are_held(made: Spread, held: HeldShares) -> None:
     load(made, 5)
     load(made, 6)
-    size = held.counts[2]
+    size = held.side_bytes
     load(made, 7)
-    assert held.counts[2] == size
+    assert held.side_bytes == size
     load(made, 7)  # again, after a break
-    assert held.counts[2] == size
+    assert held.side_bytes == size
     ask(held, 6), ask(held, 7)
 
 

@@ -236,7 +236,7 @@ class HeldShares:
 
     @property
     def counts(self) -> tuple[int, int, int]:
-        """Neuron groups, head slices and bytes in memory."""
+        """Neuron groups, head slices and bytes of their weights in memory."""
         groups = slices = size = 0
         for (layer, ids), share in self._held().items():
             if layer == self.shape.n_layers:
@@ -244,10 +244,14 @@ class HeldShares:
             else:
                 groups += len(ids)
             size += share.nbytes
+        return groups, slices, size
+
+    @property
+    def side_bytes(self) -> int:
+        """Bytes of side paths in memory."""
         with self._lock:
             versions = [sides for of_plan in self._sides.values() for sides in of_plan.values()]
-        size += sum(side.nbytes for sides in versions for side in sides.values())
-        return groups, slices, size
+        return sum(side.nbytes for sides in versions for side in sides.values())
 
     def close(self) -> None:
         """Free everything; nothing may be computing. Safe to call twice."""

@@ -106,8 +106,8 @@ class SideParts:
         self.nbytes += len(part.content)
         if self.nbytes > self._most_bytes:
             raise OutOfMemoryError(
-                f"side paths of more than {self._most_bytes / 1e6:.1f} MB, which is left of what this device "
-                "lends: set [cluster] lend_memory_mb higher, or apply fewer adapters"
+                f"side paths of more than {max(self._most_bytes, 0) / 1e6:.1f} MB, for which this device has "
+                "room: set [cluster] lend_memory_mb higher, or apply fewer adapters"
             )
         key = part.layer, name
         content = self._contents.setdefault(key, bytearray())
