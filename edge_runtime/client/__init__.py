@@ -8,6 +8,7 @@ from edge_runtime.client.aio import AsyncClient, AsyncModels, AsyncStream
 from edge_runtime.client.edits import Edits, EditStream
 from edge_runtime.client.sync import Client, Models, Stream
 from edge_runtime.client.types import (
+    AdapterFormat,
     Alternative,
     Chunk,
     ContributionCounts,
@@ -50,6 +51,7 @@ from edge_runtime.personalize.edit_report import (
 )
 
 __all__ = [
+    "AdapterFormat",
     "Alternative",
     "AsyncClient",
     "AsyncModels",

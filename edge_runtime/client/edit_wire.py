@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import cast
 
-from edge_runtime.client.types import EditEvaluation, EditOptions, PrepareProgress
+from edge_runtime.client.adapter_files import adapter_files, form_of
+from edge_runtime.client.types import AdapterFormat, EditEvaluation, EditOptions, PrepareProgress
 from edge_runtime.client.wire import built
 from edge_runtime.errors import RequestError
 from edge_runtime.personalize.edit_report import (
@@ -40,6 +42,8 @@ _STAGES: dict[int, EditStage] = {
     pb.EDIT_STAGE_SOLVING: "solving",
     pb.EDIT_STAGE_CHECKING: "checking",
 }
+_FORMATS = {"gguf": pb.ADAPTER_FORMAT_GGUF, "peft": pb.ADAPTER_FORMAT_PEFT}
+_PIECE_BYTES = 1 << 18
 
 
 # --- to messages ------------------------------------------------------------------------------
@@ -91,6 +95,39 @@ def _options(options: EditOptions) -> EditOptions:
         known = ", ".join(sorted(EditOptions.__annotations__))
         raise TypeError(f"no such option: {', '.join(unknown)}; there are {known}")
     return options
+
+
+def import_requests(
+    path: Path, name: str, model: str, form: AdapterFormat | None
+) -> Iterator[pb.ImportRequest]:
+    """An adapter's files as messages.
+
+    Args:
+        path: a GGUF file, or a folder with PEFT's two.
+        form: None: what the path looks like.
+
+    Raises:
+        AdapterFileError: a file is missing.
+    """
+    files = adapter_files(path, form)  # here, not when the first message is sent: gRPC would hide the error
+    header = built(pb.ImportHeader, name=name, model=model, format=_FORMATS[form_of(path, form)])
+
+    def messages() -> Iterator[pb.ImportRequest]:
+        yield pb.ImportRequest(header=header)
+        for called, file in files.items():
+            with file.open("rb") as content:
+                begins = called
+                while (piece := content.read(_PIECE_BYTES)) or begins:
+                    yield pb.ImportRequest(file=begins, content=piece)
+                    begins = ""
+
+    return messages()
+
+
+def export_request(names: Sequence[str], path: Path, form: AdapterFormat | None) -> pb.ExportRequest:
+    """A request for adapters as files."""
+    chosen = _FORMATS[form_of(path, form)]
+    return cast(pb.ExportRequest, built(pb.ExportRequest, names=names, format=chosen))
 
 
 # --- from messages ----------------------------------------------------------------------------

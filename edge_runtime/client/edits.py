@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Unpack
 
 import grpc
 
 from edge_runtime.client import edit_wire, types, wire
+from edge_runtime.client.adapter_files import AdapterWriter, form_of
 from edge_runtime.client.failures import failure
 from edge_runtime.errors import UnavailableError
 from edge_runtime.personalize.edit_report import Edit, EditProgress
@@ -196,6 +199,48 @@ class Edits:
         request = wire.built(pb.EvaluateRequest, names=list(names), model=model)
         for message in self._messages(self._stub.Evaluate, request):
             yield edit_wire.evaluation(message)
+
+    def export(
+        self, names: Sequence[str], path: str | os.PathLike[str], *, form: types.AdapterFormat | None = None
+    ) -> None:
+        """Write edits or adapters of one model, added up, as one that other programs load.
+
+        Args:
+            path: a GGUF file, as llama.cpp loads it, or a folder, as the peft library loads it; what is there
+                is replaced once all has arrived.
+            form: by default a GGUF file where the path ends in ``.gguf``, else a folder.
+
+        Raises:
+            AdapterNotFoundError: there is none of a name. RequestError: they cannot be one adapter.
+            OSError: the files cannot be written.
+        """
+        request = edit_wire.export_request(list(names), Path(path), form)
+        with AdapterWriter(Path(path), form_of(Path(path), form)) as writer:
+            for message in self._messages(self._stub.Export, request):
+                writer.take(message.file, message.content)
+
+    def import_adapter(
+        self,
+        path: str | os.PathLike[str],
+        name: str,
+        *,
+        model: str = "",
+        form: types.AdapterFormat | None = None,
+    ) -> Edit:
+        """Take in an adapter that was made elsewhere, and apply it.
+
+        Args:
+            path: a GGUF file, or a folder with ``adapter_config.json`` and ``adapter_model.safetensors``.
+            name: what to call it.
+            model: by default the daemon's default model.
+            form: by default a folder is PEFT's.
+
+        Raises:
+            AdapterFileError: the files are missing, damaged or of another model.
+            RequestError: the name is in use or cannot be one. OSError: the files cannot be read.
+        """
+        requests = edit_wire.import_requests(Path(path), name, model, form)
+        return self._edit(self._stub.Import, requests)
 
     def prepare(self, model: str = "") -> Generator[types.PrepareProgress]:
         """Measure what edits of a model need to know about it; once for each model.

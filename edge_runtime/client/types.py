@@ -11,6 +11,7 @@ from edge_runtime.personalize.edit_report import EditCheck
 
 FinishReason = Literal["stop", "length"]
 Mode = Literal["exact", "relaxed"]
+AdapterFormat = Literal["gguf", "peft"]
 RequestState = Literal["queued", "prefill", "decode"]
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from edge_runtime.daemon import editing
+from edge_runtime.daemon.adapter_exchange import AdapterFormat, Gathering, names_of, pieces_of
 from edge_runtime.daemon.grpc_edit_messages import check_message, edit_message, step_message
 from edge_runtime.errors import RequestError
 from edge_runtime.personalize.edit_report import checks_of
@@ -15,6 +18,12 @@ from edge_runtime.v1 import personalization_pb2_grpc
 
 if TYPE_CHECKING:
     from edge_runtime.daemon.personalization import Personalization
+
+_FORMATS: dict[int, AdapterFormat] = {
+    pb.ADAPTER_FORMAT_UNSPECIFIED: "gguf",
+    pb.ADAPTER_FORMAT_GGUF: "gguf",
+    pb.ADAPTER_FORMAT_PEFT: "peft",
+}
 
 
 class PersonalizationServicer(personalization_pb2_grpc.PersonalizationServicer):
@@ -82,11 +91,47 @@ class PersonalizationServicer(personalization_pb2_grpc.PersonalizationServicer):
             async for record, report in results:
                 yield pb.EvaluateResponse(name=record.name, checks=map(check_message, checks_of(report)))
 
+    async def Export(self, request: pb.ExportRequest, context: Any) -> AsyncIterator[pb.ExportResponse]:  # noqa: N802
+        """Adapters as files."""
+        with TemporaryDirectory(prefix="edgert-") as folder:
+            files = await self._edits.export(tuple(request.names), _format(request.format), Path(folder))
+            for name, piece in pieces_of(files):
+                yield pb.ExportResponse(file=name, content=piece)
+
+    async def Import(self, requests: AsyncIterator[pb.ImportRequest], context: Any) -> pb.ImportResponse:  # noqa: N802
+        """Files that become an adapter."""
+        first = await anext(requests, None)
+        if first is None or not first.HasField("header"):
+            raise RequestError("the first message has no header; it says what the adapter is called")
+        form = _format(first.header.format)
+        with TemporaryDirectory(prefix="edgert-") as folder:
+            gathering = Gathering(Path(folder), names_of(form))
+            _take(gathering, first)
+            async for request in requests:
+                if request.HasField("header"):
+                    raise RequestError("a second header; only the first message has one")
+                _take(gathering, request)
+            gathering.end()
+            record = await self._edits.take_in(first.header.name, first.header.model, form, Path(folder))
+        return pb.ImportResponse(edit=edit_message(record))
+
     async def Prepare(self, request: pb.PrepareRequest, context: Any) -> AsyncIterator[pb.PrepareResponse]:  # noqa: N802
         """What edits need to know of a model is measured."""
         async with aclosing(self._edits.prepare(request.model)) as steps:  # type: ignore[type-var]
             async for share, layer in steps:
                 yield pb.PrepareResponse(share=share, layer=layer)
+
+
+def _take(gathering: Gathering, request: pb.ImportRequest) -> None:
+    if request.file or request.content:
+        gathering.take(request.file, request.content)
+
+
+def _format(number: int) -> AdapterFormat:
+    found = _FORMATS.get(number)
+    if found is None:
+        raise RequestError(f"format = {number}; possible are ADAPTER_FORMAT_GGUF and ADAPTER_FORMAT_PEFT")
+    return found
 
 
 def _limits(request: pb.ApplyRequest | pb.ForgetRequest) -> dict[str, Any]:

@@ -11,9 +11,11 @@ import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_runtime.daemon import editing
+from edge_runtime.daemon.adapter_exchange import AdapterFormat, check_one_model, read_adapter, write_adapters
 from edge_runtime.daemon.edit_thread import EditThread
 from edge_runtime.daemon.edit_turns import EditTurns
 from edge_runtime.errors import EdgeRuntimeError, OverloadedError, RequestError, UnavailableError
@@ -226,6 +228,30 @@ class Personalization:
         finally:
             task.cancel()
             task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+
+    async def export(self, references: Sequence[str], form: AdapterFormat, folder: Path) -> list[Path]:
+        """Write edits or adapters of one model, added up, as files of one adapter; returns them.
+
+        Raises:
+            AdapterNotFoundError: there is none of a name. RequestError: they cannot be one adapter.
+        """
+        records = [await self.get(reference) for reference in references]
+        check_one_model(records)
+        model = self._service.model_path(records[0].model)
+        return await asyncio.to_thread(write_adapters, self.store, records, model, form, folder)
+
+    async def take_in(self, name: str, model: str, form: AdapterFormat, folder: Path) -> Record:
+        """Keep and apply the adapter whose files are in a folder.
+
+        Raises:
+            AdapterFileError: they are damaged or of another model. RequestError: the name cannot be used.
+        """
+        model = model or self._service.default_model
+        path = self._service.model_path(model)
+        record = await asyncio.to_thread(read_adapter, self.store, name, (model, path), form, folder)
+        await self._service.refresh_adapters()
+        _log.info("adapter imported", extra={"edit": record.name, "model": model})
+        return record
 
     async def _compute(self, model: str, function: Any, *, beside: bool = False) -> Any:
         try:

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 from edge_runtime import __version__
@@ -270,6 +271,14 @@ class Service:
         """
         path = self._stored(name).path
         return await asyncio.to_thread(summarize, path)
+
+    def model_path(self, name: str) -> Path:
+        """Where a model's file is.
+
+        Raises:
+            ModelNotFoundError: there is none.
+        """
+        return self._stored(name).path
 
     async def load(self, name: str) -> LoadedModel:
         """Bring a model into memory.

@@ -289,12 +289,12 @@ class EvaluateResponse(_message.Message):
     def __init__(self, name: _Optional[str] = ..., checks: _Optional[_Iterable[_Union[EditCheck, _Mapping]]] = ...) -> None: ...
 
 class ExportRequest(_message.Message):
-    __slots__ = ("name", "format")
-    NAME_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("names", "format")
+    NAMES_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
-    name: str
+    names: _containers.RepeatedScalarFieldContainer[str]
     format: AdapterFormat
-    def __init__(self, name: _Optional[str] = ..., format: _Optional[_Union[AdapterFormat, str]] = ...) -> None: ...
+    def __init__(self, names: _Optional[_Iterable[str]] = ..., format: _Optional[_Union[AdapterFormat, str]] = ...) -> None: ...
 
 class ExportResponse(_message.Message):
     __slots__ = ("file", "content")

@@ -154,7 +154,7 @@ class PersonalizationServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Export(self, request, context):
-        """An edit or adapter as files that other programs read: one after the other, in pieces.
+        """Edits or adapters as files that other programs read: one after the other, in pieces.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol, Unpack
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol, Unpack
 
 import click
 
@@ -38,6 +39,12 @@ class Edits(Protocol):
     def show(self, name: str) -> Edit: ...
     def revert(self, name: str) -> Edit: ...
     def evaluate(self, names: Sequence[str] = (), *, model: str = "") -> Iterator[EditEvaluation]: ...
+    def export(
+        self, names: Sequence[str], path: Path, *, form: Literal["gguf", "peft"] | None = None
+    ) -> None: ...
+    def import_adapter(
+        self, path: Path, name: str, *, model: str = "", form: Literal["gguf", "peft"] | None = None
+    ) -> Edit: ...
     def prepare(self, model: str = "") -> Iterator[PrepareProgress]: ...
 
 

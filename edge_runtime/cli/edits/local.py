@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 from edge_runtime.cli.edits.background import Background, LocalStream
@@ -132,6 +134,39 @@ class LocalEdits:
                 records = [r for r in chosen if r.model == one] if chosen else self._applied(engine)
                 for record in records:
                     yield EditEvaluation(record.name, checks_of(edits.evaluate(record)))
+
+    def export(
+        self, names: Sequence[str], path: Path, *, form: Literal["gguf", "peft"] | None = None
+    ) -> None:
+        """Write adapters as one; arguments and errors are those of the client."""
+        from edge_runtime.client.adapter_files import AdapterWriter, form_of
+        from edge_runtime.daemon.adapter_exchange import check_one_model, pieces_of, write_adapters
+        from edge_runtime.model_store.store import ModelStore
+
+        records = [self._store.get(name) for name in names]
+        check_one_model(records)
+        model = ModelStore().resolve(records[0].model).path
+        chosen = form_of(path, form)
+        with TemporaryDirectory(prefix="edgert-") as folder, AdapterWriter(path, chosen) as writer:
+            files = write_adapters(self._store, records, model, chosen, Path(folder))
+            for name, piece in pieces_of(files):
+                writer.take(name, piece)
+
+    def import_adapter(
+        self, path: Path, name: str, *, model: str = "", form: Literal["gguf", "peft"] | None = None
+    ) -> Edit:
+        """Take in an adapter; arguments and errors are those of the client."""
+        from edge_runtime.client.adapter_files import adapter_files, form_of
+        from edge_runtime.daemon.adapter_exchange import read_adapter
+        from edge_runtime.model_store.store import ModelStore
+
+        files = adapter_files(path, form)
+        found = ModelStore().resolve(model or self._model)
+        with TemporaryDirectory(prefix="edgert-") as folder:
+            for called, file in files.items():
+                (Path(folder) / called).symlink_to(file.absolute())
+            target = (self._named(), found.path)
+            return edit_of(read_adapter(self._store, name, target, form_of(path, form), Path(folder)))
 
     def prepare(self, model: str = "") -> Iterator[PrepareProgress]:
         """Measure what edits need to know of a model; arguments and errors are those of the client."""
