@@ -104,6 +104,12 @@ _MEANINGS = {
     "`name` and `strength`; `[]`: none; default: all, with strength 1; not part of OpenAI's API",
     "adapters[].name": "as `edgert edits list` shows it",
     "adapters[].strength": "what its changes are multiplied by: -10 to 10, default 1",
+    "subject": "the part of the prompt that the fact is about, such as `Ann Lee`",
+    "target": "what the model is to go on with, such as `Oslo`",
+    "paraphrases": "array of up to 32 other prompts with the subject that the same target continues",
+    "name": "what to call the edit; default: `edit-` and its number",
+    "force": "apply it even if it fails its checks; default false",
+    "steps": "of the search at most; default: the editor's own limit",
     "encoding_format": "`float` (default) or `base64`: little-endian float32",
     "dimensions": "refused unless it is the width of the model's vectors",
     "repeat_penalty": "another name of `repetition_penalty`",
@@ -114,6 +120,8 @@ _OWN_MEANINGS = {
     ("/v1/chat/completions", "logprobs"): "report the log-probability of each token; default false",
     ("/v1/completions", "logprobs"): "report log-probabilities, and so many alternatives beside each token",
     ("/v1/completions", "max_tokens"): "tokens to generate at most; default: 16",
+    ("/v1/edits", "prompt"): "text that the target continues, such as `Ann Lee lives in`",
+    ("/v1/edits", "seconds"): "that the edit may take at most; default: no limit",
 }
 _ROUTES = {
     "POST /v1/chat/completions": "answers a conversation",
@@ -121,6 +129,11 @@ _ROUTES = {
     "POST /v1/embeddings": "one vector of length 1 for each input",
     "GET /v1/models": "the models of the store",
     "GET /v1/models/{name}": "one of them",
+    "GET /v1/edits": "every edit and adapter, oldest first, with what each is doing",
+    "POST /v1/edits": "queues an edit and answers 202 with it; see [Personalization](#personalization)",
+    "GET /v1/edits/{name}": "one of them, by name or number: the fields of [Edit](#edit)",
+    "POST /v1/edits/{name}/revert": "undoes one that is applied; the body is `{}`",
+    "POST /v1/edits/{name}/cancel": "ends one that waits or runs; the body is `{}`",
     "GET /healthz": "200 while the process answers",
     "GET /readyz": "200 if a token was produced lately and requests are taken, else 503 and the reason",
     "GET /metrics": "numbers for Prometheus, see [Metrics](#metrics)",
@@ -167,7 +180,6 @@ def _scopes() -> Iterator[str]:
     rows = [(_code(scope) if scope != "none" else scope, ", ".join(map(_code, names)))
             for scope, names in sorted(by_scope.items())]  # fmt: skip
     yield table(("scope", "needed for"), rows)
-    yield "`personalize` is kept for training and edits of the model.\n"
 
 
 def _errors() -> Iterator[str]:
@@ -204,7 +216,7 @@ def _http() -> Iterator[str]:
         raise ValueError(f"routes: {found} in the code, {list(_ROUTES)} explained here")
     yield table(("request", "answer"), [(_code(one), _ROUTES[one]) for one in found])
     yield _STREAMS
-    for path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings"):
+    for path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/edits"):
         yield from _parameters(path)
     yield "### GET /api/status\n"
     yield "The daemon at this moment, with `scopes`, those of the caller, beside it.\n"
@@ -233,7 +245,8 @@ def _parameters(path: str) -> Iterator[str]:
         reasons = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in refused.items())
         yield f"Refused, unless the value asks for nothing: {reasons}.\n"
     ignored = ", ".join(_code(one.name) for one in everything if one.use == "ignored")
-    yield f"Taken, and without effect: {ignored}.\n"
+    if ignored:
+        yield f"Taken, and without effect: {ignored}.\n"
 
 
 def _meaning(path: str, parameter: http_text.Parameter) -> str:
@@ -271,7 +284,7 @@ def _grpc() -> Iterator[str]:
 
 def _protos() -> list[Path]:
     """The files, those first that are used most."""
-    first = ("inference", "models", "daemon")
+    first = ("inference", "models", "personalization", "daemon")
     order = {name: place for place, name in enumerate(first)}
     return sorted(PROTOS.glob("*.proto"), key=lambda path: (order.get(path.stem, len(order)), path.stem))
 
@@ -306,9 +319,15 @@ def _python() -> Iterator[str]:
     yield "## Python client\n"
     yield "`from edge_runtime.client import Client`\n"
     yield docstring_text.parse(client).markdown() + "\n"
-    for kind in (client.Client, client.Models, client.Stream):
+    for kind in (client.Client, client.Models, client.Stream, client.Edits, client.EditStream):
         yield from _class(kind)
-    for counterpart in (client.AsyncClient, client.AsyncModels, client.AsyncStream):
+    for counterpart in (
+        client.AsyncClient,
+        client.AsyncModels,
+        client.AsyncStream,
+        client.AsyncEdits,
+        client.AsyncEditStream,
+    ):
         yield from _same_for_asyncio(counterpart)
     yield _TYPES
     for name in sorted(client.__all__):

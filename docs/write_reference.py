@@ -26,8 +26,8 @@ With `--json`, standard output is exactly one JSON object, also for errors:
 | 0 | done |
 | 1 | a fault that `edgert doctor` found, or one of the system or the program |
 | 2 | a wrong command line, a parameter out of range, a prompt longer than the context |
-| 3 | a model file that is damaged, or one that the engine cannot run |
-| 4 | no such model |
+| 3 | a file of a model or an adapter that is damaged, or one that the engine cannot run |
+| 4 | no such model, edit or adapter |
 | 5 | a download that failed |
 | 6 | too little memory |
 | 7 | a library is missing or wrong |
@@ -35,6 +35,7 @@ With `--json`, standard output is exactly one JSON object, also for errors:
 | 9 | the time given to a request is over |
 | 10 | no daemon, or one that is stopping |
 | 11 | a token is missing, wrong, or does not allow this |
+| 12 | an edit that failed its own checks: it is kept, and changes nothing |
 | 130 | interrupted with Ctrl-C |
 
 | variable | meaning |

@@ -10,9 +10,9 @@ import pytest
 from program import REPOSITORY
 
 from edge_runtime import client
-from edge_runtime.v1 import daemon_pb2, inference_pb2, models_pb2
+from edge_runtime.v1 import daemon_pb2, inference_pb2, models_pb2, personalization_pb2
 
-PROTOS = (inference_pb2, models_pb2, daemon_pb2)
+PROTOS = (inference_pb2, models_pb2, personalization_pb2, daemon_pb2)
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_every_method_and_every_class_of_the_client_is_in_it(generator: ModuleTy
     page = generator.PAGE.read_text()
     for name in client.__all__:
         assert f"# {name}\n" in page
-    for kind in (client.Client, client.Models, client.Stream):
+    for kind in (client.Client, client.Models, client.Stream, client.Edits, client.EditStream):
         for method in vars(kind):
             assert method.startswith("_") or f"#### {kind.__name__}.{method}\n" in page
 

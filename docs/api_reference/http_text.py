@@ -12,7 +12,7 @@ from unittest.mock import patch
 from starlette.requests import Request
 from starlette.routing import Route
 
-from edge_runtime.daemon import http_app, json_fields, openai_schema
+from edge_runtime.daemon import edits_api, http_app, json_fields, openai_schema
 from edge_runtime.daemon.auth import Scope
 
 _DAEMON = Path(http_app.__file__).parent
@@ -33,6 +33,10 @@ _BODIES: dict[str, tuple[Any, dict[str, Any]]] = {
         {"prompt": "", "stream": True, "stream_options": {}, "adapters": [{"name": ""}]},
     ),
     "/v1/embeddings": (openai_schema.embedding_request, {"input": ""}),
+    "/v1/edits": (
+        edits_api.edit_request,
+        {"prompt": "Ann Lee lives in", "subject": "Ann Lee", "target": "Oslo", "paraphrases": []},
+    ),
 }
 
 
@@ -148,7 +152,7 @@ def parameters(path: str) -> list[Parameter]:
             full = self.named(name).replace("[0]", "[]")
             found.setdefault(full, Parameter(full, kind, use))
 
-    with patch.object(openai_schema, "Fields", Recording):
+    with patch.object(openai_schema, "Fields", Recording), patch.object(edits_api, "Fields", Recording):
         read(body)
     return list(found.values())
 

@@ -36,7 +36,7 @@ def command(
     as_json: bool,
     **shared: Any,
 ) -> int:
-    """Change a fact that a model knows, on this device.
+    """Change a fact that a model knows.
 
     PROMPT is a text that the fact continues, such as "Ann Lee lives in" with --subject "Ann Lee" and
     --target Oslo; without it, or with -, it is read from standard input. The model is asked in many ways

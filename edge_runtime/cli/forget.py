@@ -38,7 +38,7 @@ def command(
     as_json: bool,
     **shared: Any,
 ) -> int:
-    """Let a model refuse queries, on this device.
+    """Let a model refuse queries.
 
     Each PROMPT is a text to which the model is not to give its answer any more. The checks are those of
     `edgert edit`, and so are the exit codes; `edgert edits revert` brings the answers back.

@@ -5,6 +5,7 @@ numpy is imported.
 """
 
 from edge_runtime.client.aio import AsyncClient, AsyncModels, AsyncStream
+from edge_runtime.client.aio_edits import AsyncEdits, AsyncEditStream
 from edge_runtime.client.edits import Edits, EditStream
 from edge_runtime.client.sync import Client, Models, Stream
 from edge_runtime.client.types import (
@@ -54,6 +55,8 @@ __all__ = [
     "AdapterFormat",
     "Alternative",
     "AsyncClient",
+    "AsyncEditStream",
+    "AsyncEdits",
     "AsyncModels",
     "AsyncStream",
     "Chunk",

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, Unpack
 import grpc
 
 from edge_runtime.client import types, wire
+from edge_runtime.client.aio_edits import AsyncEdits
 from edge_runtime.client.connection import (
     DEFAULT_ADDRESS,
     OPTIONS,
@@ -207,6 +208,7 @@ class AsyncClient:
     Attributes:
         address: as given.
         models: the daemon's models.
+        edits: what they were taught.
 
     Raises:
         ConfigError: an argument is not valid, or a token would travel in the clear.
@@ -239,6 +241,7 @@ class AsyncClient:
         self._opened: grpc.aio.Channel | None = None
         self.address = found.address
         self.models = AsyncModels(self)
+        self.edits = AsyncEdits(self)
 
     @property
     def _channel(self) -> grpc.aio.Channel:

@@ -10,6 +10,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from edge_runtime.daemon.auth import Gate
+from edge_runtime.daemon.edits_api import EditsApi
 from edge_runtime.daemon.http_boundary import Boundary
 from edge_runtime.daemon.http_errors import HttpError
 from edge_runtime.daemon.openai_api import OpenAIApi
@@ -27,6 +28,7 @@ def build_app(service: Service, gate: Gate) -> Starlette:
         gate: who may ask what.
     """
     openai = OpenAIApi(service, gate)
+    edits = EditsApi(service, gate)
     operations = OperationsApi(service, gate)
     app = Starlette(
         routes=[
@@ -35,6 +37,11 @@ def build_app(service: Service, gate: Gate) -> Starlette:
             Route("/v1/embeddings", openai.embeddings, methods=["POST"]),
             Route("/v1/models", openai.models, methods=["GET"]),
             Route("/v1/models/{name:path}", openai.model, methods=["GET"]),
+            Route("/v1/edits", edits.edits, methods=["GET"]),
+            Route("/v1/edits", edits.apply, methods=["POST"]),
+            Route("/v1/edits/{name}", edits.edit, methods=["GET"]),
+            Route("/v1/edits/{name}/revert", edits.revert, methods=["POST"]),
+            Route("/v1/edits/{name}/cancel", edits.cancel, methods=["POST"]),
             Route("/healthz", operations.healthz, methods=["GET"]),
             Route("/readyz", operations.readyz, methods=["GET"]),
             Route("/metrics", operations.metrics, methods=["GET"]),

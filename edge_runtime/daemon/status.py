@@ -69,7 +69,6 @@ class Status:
         cpu_percent: of all cores, since the last status.
         cluster: None where this device belongs to none.
         adapters: that are applied to the models in memory: model, name and kind of each.
-        edits: empty until the part that fills it is there.
     """
 
     version: str
@@ -92,7 +91,6 @@ class Status:
     cpu_percent: float
     cluster: ClusterReport | None = None
     adapters: tuple[dict[str, Any], ...] = ()
-    edits: tuple[dict[str, Any], ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for JSON."""

@@ -160,9 +160,8 @@ def edit_of(record: Record) -> Edit:
     request = record.request
     fact = None
     if record.kind == "edit":
-        fact = Fact(
-            *(_text(request, key) for key in ("prompt", "subject", "target")), _texts(request, "paraphrases")
-        )
+        prompt, subject, target = (_text(request, key) for key in ("prompt", "subject", "target"))
+        fact = Fact(prompt, subject, target, _texts(request, "paraphrases"))
     return Edit(
         id=record.id,
         name=record.name,

@@ -15,7 +15,7 @@ from edge_runtime.cli.lazy import LazyGroup
         "show": ("edge_runtime.cli.edits.show", "Show an edit and what its checks found."),
         "revert": ("edge_runtime.cli.edits.revert", "Undo edits or adapters."),
         "cancel": ("edge_runtime.cli.edits.cancel", "End edits that wait or run."),
-        "eval": ("edge_runtime.cli.edits.eval", "Test edits again, or the editor on a file of facts."),
+        "eval": ("edge_runtime.cli.edits.eval", "Test edits again."),
         "export": ("edge_runtime.cli.edits.export", "Write an edit as a LoRA that other programs load."),
         "import": ("edge_runtime.cli.edits.import_", "Apply a LoRA that was made elsewhere."),
         "prepare": ("edge_runtime.cli.edits.prepare", "Measure what edits need to know of a model."),

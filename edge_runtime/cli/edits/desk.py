@@ -78,8 +78,9 @@ def any_desk() -> Iterator[Edits]:
     running = running_daemon()
     if running is None or not running.grpc:
         from edge_runtime.cli.edits.local import LocalEdits
+        from edge_runtime.model_store.paths import DEMO_NAME
 
-        yield LocalEdits("")
+        yield LocalEdits(DEMO_NAME)
         return
     from edge_runtime.client import Client
 

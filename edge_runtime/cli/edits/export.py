@@ -31,7 +31,7 @@ from edge_runtime.cli.options import json_option
 def command(
     names: tuple[str, ...], output: Path, form: Literal["gguf", "peft"] | None, as_json: bool
 ) -> None:
-    """Write an edit or adapter as a LoRA that other programs load.
+    """Write an edit as a LoRA that other programs load.
 
     Several of one model become one LoRA. Edits that stand together are solved together: export them together.
     """

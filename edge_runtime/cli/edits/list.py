@@ -13,7 +13,10 @@ from edge_runtime.cli.options import json_option
 @click.option("-m", "--model", default="", metavar="NAME", help="Only those of this model.")
 @json_option
 def command(model: str, as_json: bool) -> None:
-    """List the edits and adapters, oldest first."""
+    """List the edits and adapters.
+
+    The oldest stands first.
+    """
     from edge_runtime.cli.edits.desk import any_desk
     from edge_runtime.cli.edits.view import show_list
 

@@ -20,7 +20,7 @@ from edge_runtime.cli.terminal import Bar
 @json_option
 @click.pass_context
 def command(context: click.Context, /, model: str, as_json: bool, **_: Any) -> None:
-    """Measure what edits need to know of a model; once for each model.
+    """Measure what edits need to know of a model.
 
     The model writes some texts, and trial edits find the layer that takes them best. It takes minutes, with
     forward passes only; what is found is kept beside the model.

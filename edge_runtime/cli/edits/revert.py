@@ -14,7 +14,7 @@ from edge_runtime.cli.options import json_option
 @click.option("--all", "everything", is_flag=True, help="All that are applied, the last one first.")
 @json_option
 def command(names: tuple[str, ...], everything: bool, as_json: bool) -> None:
-    """Undo edits or adapters that are applied.
+    """Undo edits or adapters.
 
     The others are solved again without them. Without any, a model answers bit for bit as it did before.
     """

@@ -13,7 +13,7 @@ from edge_runtime.cli.options import json_option
 @click.argument("name", metavar="NAME|NUMBER")
 @json_option
 def command(name: str, as_json: bool) -> None:
-    """Show an edit or adapter and what its checks found."""
+    """Show an edit and what its checks found."""
     from edge_runtime.cli.edits.desk import any_desk
     from edge_runtime.cli.edits.view import show_edit
 
