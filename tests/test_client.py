@@ -331,7 +331,7 @@ def test_both_clients_offer_the_same() -> None:
 
     from edge_runtime import client
 
-    for name in ("Client", "Models", "Stream"):
+    for name in ("Client", "Models", "Stream", "Edits", "EditStream"):
         assert public(getattr(client, name)) == public(getattr(client, f"Async{name}"))
 
 
@@ -345,7 +345,12 @@ def test_importing_the_client_brings_no_engine() -> None:
     modules = json.loads(done.stdout)
     of_cluster = {name for name in modules if name.startswith("edge_runtime.cluster")}
     assert of_cluster == {"edge_runtime.cluster", "edge_runtime.cluster.report"}  # plain values alone
-    loaded = {".".join(name.split(".")[:2]) for name in modules} - {"edge_runtime.cluster"}
+    of_edits = {name for name in modules if name.startswith("edge_runtime.personalize")}
+    assert of_edits == {"edge_runtime.personalize", "edge_runtime.personalize.edit_report"}
+    loaded = {".".join(name.split(".")[:2]) for name in modules} - {
+        "edge_runtime.cluster",
+        "edge_runtime.personalize",
+    }
     assert loaded == {
         "edge_runtime.client",
         "edge_runtime.error_catalog",

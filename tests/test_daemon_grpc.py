@@ -24,6 +24,7 @@ from edge_runtime.v1 import (
     daemon_pb2,
     inference_pb2,
     models_pb2,
+    personalization_pb2,
 )
 
 
@@ -106,7 +107,7 @@ def test_every_field_of_the_messages_is_explained() -> None:
             if re.match(r"(rpc|service) |[\w.<>, ]+ = \d+;", stripped) and not stripped.startswith(
                 "reserved"
             ):
-                sole_field = re.match(r"(repeated )?(Model|LoadedModel|Embedding)s? ?\w* ", stripped)
+                sole_field = re.match(r"(repeated )?(Model|LoadedModel|Embedding|Edit)s? ?\w* ", stripped)
                 assert before.startswith("//") or sole_field, f"{path.name}: nothing explains {stripped}"
                 found += 1
             if stripped:
@@ -115,7 +116,7 @@ def test_every_field_of_the_messages_is_explained() -> None:
 
 
 def test_methods_have_their_scopes() -> None:
-    modules = (inference_pb2, models_pb2, daemon_pb2)
+    modules = (inference_pb2, models_pb2, personalization_pb2, daemon_pb2)
     methods = {
         f"/{service.full_name}/{method.name}"
         for module in modules

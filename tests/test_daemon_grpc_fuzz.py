@@ -15,10 +15,13 @@ from hypothesis import strategies as st
 
 from edge_runtime.daemon.grpc_boundary import METHOD_SCOPES
 from edge_runtime.errors import EdgeRuntimeError
-from edge_runtime.v1 import inference_pb2, models_pb2
+from edge_runtime.v1 import inference_pb2, models_pb2, personalization_pb2
 
+# Shutdown ends the daemon, and Prepare computes for a minute and writes beside the model.
 METHODS = sorted(
-    name for name in METHOD_SCOPES if name.startswith("/edge_runtime.") and not name.endswith("/Shutdown")
+    name
+    for name in METHOD_SCOPES
+    if name.startswith("/edge_runtime.") and not name.endswith(("/Shutdown", "/Prepare"))
 )
 CODES = {kind.code for kind in [EdgeRuntimeError, *EdgeRuntimeError.__subclasses__()]} | {
     "unsupported_model",
@@ -82,6 +85,19 @@ turn = st.builds(
     role=st.one_of(st.sampled_from(["user", "assistant", "system"]), text),
     content=text,
 )
+piece = st.binary(max_size=50)
+edit_limits: dict[str, st.SearchStrategy[Any]] = {
+    "model": st.one_of(st.just(""), text),
+    "name": optional(text),
+    "force": st.booleans(),
+    "steps": optional(int32),
+    "seconds": optional(double),
+}
+edit_name = st.one_of(st.sampled_from(["1", "edit-1", "-1", "9" * 40]), text)
+named_edits = {
+    f"Personalization/{name}": st.builds(getattr(personalization_pb2, f"{name}Request"), name=edit_name)
+    for name in ("Follow", "Cancel", "Show", "Revert")
+}
 REQUESTS: dict[str, st.SearchStrategy[Any]] = {
     "Inference/Generate": st.one_of(
         st.builds(inference_pb2.GenerateRequest, text=text, **common),
@@ -110,6 +126,43 @@ REQUESTS: dict[str, st.SearchStrategy[Any]] = {
             ),
             max_size=3,
         ),
+    ),
+    **named_edits,
+    "Personalization/Apply": st.builds(
+        personalization_pb2.ApplyRequest,
+        prompt=text,
+        subject=text,
+        target=text,
+        paraphrases=st.lists(text, max_size=40),
+        **edit_limits,
+    ),
+    "Personalization/Forget": st.builds(
+        personalization_pb2.ForgetRequest,
+        queries=st.lists(st.builds(personalization_pb2.ForgetQuery, prompt=text, subject=text), max_size=20),
+        refusal=optional(text),
+        **edit_limits,
+    ),
+    "Personalization/List": st.builds(personalization_pb2.ListEditsRequest, model=text),
+    "Personalization/Evaluate": st.builds(
+        personalization_pb2.EvaluateRequest,
+        names=st.lists(edit_name, max_size=3),
+        model=st.one_of(st.just(""), text),
+    ),
+    "Personalization/Export": st.builds(
+        personalization_pb2.ExportRequest, names=st.lists(edit_name, max_size=3), format=int32
+    ),
+    "Personalization/Import": st.builds(
+        personalization_pb2.ImportRequest,
+        header=optional(
+            st.builds(
+                personalization_pb2.ImportHeader,
+                name=edit_name,
+                model=st.one_of(st.just(""), text),
+                format=st.one_of(st.integers(0, 2), int32),
+            )
+        ),
+        file=st.one_of(st.sampled_from(["adapter.gguf", "adapter_config.json"]), text),
+        content=piece,
     ),
     "Models/Describe": st.builds(models_pb2.DescribeModelRequest, name=text),
     "Models/Load": st.builds(models_pb2.LoadModelRequest, name=text),

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from edge_runtime.errors import RequestError
+from edge_runtime.errors import ConfigError, RequestError
 from edge_runtime.model_store.files import exclusive
 from edge_runtime.model_store.identity import model_identity
 from edge_runtime.personalize.progress import Progress
@@ -169,6 +169,7 @@ class ModelEdits:
 
         Raises:
             UnsupportedModelError: the model writes no text that could tell.
+            ConfigError: it cannot be kept.
         """
         from edge_runtime.personalize.preparing import prepare
         from edge_runtime.personalize.statistics import save_statistics
@@ -176,7 +177,13 @@ class ModelEdits:
 
         with Workspace(self._engine, turn=self._turn) as workspace:
             found = prepare(self._engine, progress, workspace=workspace)
-        save_statistics(found, self._engine.gguf)
+        try:
+            save_statistics(found, self._engine.gguf)
+        except OSError as error:
+            raise ConfigError(
+                f"what edits need to know lies beside the model, and {error.filename} cannot be written "
+                f"({error.strerror}); `edgert models import` puts the model where it can"
+            ) from error
         return found
 
     def _editor(self) -> Editor:
