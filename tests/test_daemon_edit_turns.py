@@ -35,7 +35,7 @@ def passes(daemon: GrpcDaemon, count: int) -> int:
 
     def compute(edits: ModelEdits, turns: EditTurns) -> int:
         nonlocal before
-        engine: Engine = daemon.call(lambda: next(iter(daemon.service._models)).engine)
+        engine: Engine = daemon.call(lambda: daemon.service.workers()[0].engine)
         with Workspace(engine, turn=turns) as workspace:
             before = daemon.call(daemon.service.status).generated_tokens
             for _ in range(count):

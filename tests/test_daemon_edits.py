@@ -307,3 +307,20 @@ def test_a_daemon_that_ends_while_nobody_edits_makes_no_store(tmp_path: Path, de
         wait_until(lambda: client.status().ready)
     assert not (tmp_path / "home" / "adapters.db").exists()
     assert not (tmp_path / "home" / "edits.lock").exists()
+
+
+def test_a_model_outside_the_store_is_found_again(tmp_path: Path, demo_model: Path) -> None:
+    path = tmp_path / "mine.gguf"
+    path.symlink_to(demo_model)
+    statistics = demo_model.with_name(f"{demo_model.stem}.edits.npz")
+    path.with_name("mine.edits.npz").symlink_to(statistics)
+    config = config_of(model={"default": str(path), "preload": False})
+    with GrpcDaemon(tmp_path / "home", config) as daemon, Client(daemon.address) as client:
+        edit = client.edits.apply(*QUICK.texts).result()
+        assert (edit.state, edit.model) == ("applied", str(path))
+    with GrpcDaemon(tmp_path / "home", config) as daemon, Client(daemon.address) as client:
+        assert answer(client) == QUICK.target
+    with GrpcDaemon(tmp_path / "home", config) as daemon, Client(daemon.address) as client:
+        client.edits.export([edit.name], tmp_path / "it.gguf")
+        assert client.edits.revert(edit.name).state == "reverted"
+        assert answer(client) == BEFORE

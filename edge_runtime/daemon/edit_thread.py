@@ -69,7 +69,7 @@ class EditThread:
         worker = await self._service.worker(model)
         if self._stopping:
             raise UnavailableError("the daemon is stopping; ask again later")
-        turns = EditTurns(worker.turn, self._service.answering)
+        turns = EditTurns(worker.turn, self._answering)
         ended = asyncio.Event()
 
         async def let_go() -> None:
@@ -94,6 +94,9 @@ class EditThread:
             del worker.users[turns]
             self._active.discard(turns)
             ended.set()
+
+    def _answering(self) -> bool:
+        return any(worker.answering for worker in self._service.workers())
 
     async def stop(self) -> None:
         """Interrupt what is being computed and take nothing new."""

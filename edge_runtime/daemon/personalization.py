@@ -125,7 +125,7 @@ class Personalization:
         worker = await self._service.worker(model)
         await asyncio.to_thread(editing.check_prepared, worker.engine)
         record = await asyncio.to_thread(
-            editing.queue_edit, self.store, worker.engine, worker.name, request, name
+            editing.queue_edit, self.store, worker.engine, self._kept_name(worker.name), request, name
         )
         _log.info("edit queued", extra={"edit": record.name, "model": worker.name})
         self._queued.set()
@@ -182,7 +182,7 @@ class Personalization:
         if record.kind == "lora":
             await asyncio.to_thread(self.store.revert, record.id, {})
         else:
-            await self._compute(record.model, lambda edits: edits.revert(record), beside=True)
+            await self._compute(self._model_of(record), lambda edits: edits.revert(record), beside=True)
         await self._service.refresh_adapters()
         self._tell()
         _log.info("edit reverted", extra={"edit": record.name, "model": record.model})
@@ -205,7 +205,8 @@ class Personalization:
         for record in records:
             editing.check_testable(record)
         for record in records:
-            yield record, await self._compute(record.model, lambda edits, one=record: edits.evaluate(one))
+            model = self._model_of(record)
+            yield record, await self._compute(model, lambda edits, one=record: edits.evaluate(one))
 
     async def prepare(self, model: str) -> AsyncIterator[tuple[float, int | None]]:
         """Measure what edits need to know of a model. Leaving it stops it.
@@ -237,7 +238,7 @@ class Personalization:
         """
         records = [await self.get(reference) for reference in references]
         check_one_model(records)
-        model = self._service.model_path(records[0].model)
+        model = self._service.model_path(self._model_of(records[0]))
         return await asyncio.to_thread(write_adapters, self.store, records, model, form, folder)
 
     async def take_in(self, name: str, model: str, form: AdapterFormat, folder: Path) -> Record:
@@ -248,10 +249,27 @@ class Personalization:
         """
         model = model or self._service.default_model
         path = self._service.model_path(model)
-        record = await asyncio.to_thread(read_adapter, self.store, name, (model, path), form, folder)
+        kept = (self._kept_name(model), path)
+        record = await asyncio.to_thread(read_adapter, self.store, name, kept, form, folder)
         await self._service.refresh_adapters()
         _log.info("adapter imported", extra={"edit": record.name, "model": model})
         return record
+
+    def _kept_name(self, model: str) -> str:
+        """What the store calls a model: as others find it too, so a file outside by its path."""
+        known = any(one.name == model for one in self._service.store)
+        return model if known else str(self._service.model_path(model).absolute())
+
+    def _model_of(self, record: Record) -> str:
+        """What the daemon calls the model of a record."""
+        for worker in self._service.workers():
+            if worker.identity == record.identity:
+                return worker.name
+        default = self._service.default_model
+        with suppress(EdgeRuntimeError):
+            if str(self._service.model_path(default).absolute()) == record.model:
+                return default
+        return record.model
 
     async def _compute(self, model: str, function: Any, *, beside: bool = False) -> Any:
         try:
@@ -384,7 +402,7 @@ class Personalization:
             job.check()
             return edits.run(record, progress)
 
-        found = await self._thread.compute(record.model, run)
+        found = await self._thread.compute(self._model_of(record), run)
         _log.info("edit ended", extra={"edit": found.name, "state": found.state})
         if found.state == "applied":
             try:

@@ -232,9 +232,9 @@ class Service:
             raise UnavailableError("the daemon is stopping; ask again later")
         return await self._models.get(model)
 
-    def answering(self) -> bool:
-        """Whether any model computes for a request; from any thread."""
-        return any(worker.answering for worker in self._models)
+    def workers(self) -> list[Worker]:
+        """Those of the models in memory; from any thread."""
+        return list(self._models)
 
     # --- models -------------------------------------------------------------------------------
 
