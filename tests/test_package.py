@@ -42,7 +42,12 @@ MAY_IMPORT = {
     "edge_runtime.error_catalog": {"edge_runtime", "edge_runtime.errors"},
     "edge_runtime.grpc_guard": {"edge_runtime", "edge_runtime.errors", "edge_runtime.error_catalog"},
     "edge_runtime.engine": {"edge_runtime.errors"},
-    "edge_runtime.model_store": {"edge_runtime", "edge_runtime.errors", "edge_runtime.engine"},
+    "edge_runtime.model_store": {
+        "edge_runtime",
+        "edge_runtime.errors",
+        "edge_runtime.engine",
+        "edge_runtime.private_files",
+    },
     "edge_runtime.cluster": {
         "edge_runtime",
         "edge_runtime.errors",

@@ -144,6 +144,7 @@ class _Edit:
         self._report = progress
         self._started = time.monotonic()
         self._last_kept = 0.0
+        self._search_rows = 0.0
         self._asker = Asker(workspace, statistics.templates, statistics.usual, editor._engine.chat_template)
         self._applied = self._store.applied(editor._identity, solutions=True)
         kept = self._store.progress(record.id)
@@ -155,10 +156,12 @@ class _Edit:
         surveys = self._surveys()
         examination = Examination(self._asker, surveys, self._generator(1))
         parts, states = [], []
+        before = self._workspace.rows_computed
         for number, survey in enumerate(surveys):
             part, state = self._search(number, survey)
             parts.append(part)
             states.append(state)
+        self._search_rows = self._workspace.rows_computed - before
         return self._finish(parts, states, examination)
 
     def examine_again(self) -> list[Check]:
@@ -274,6 +277,7 @@ class _Edit:
             "steps": sum(state.step for state in states),
             "loss": float(np.mean([state.point.loss for state in states])),
             "rows": self._workspace.rows_computed + self._kept.rows,
+            "search_rows": self._search_rows + self._kept.rows,
             "seconds": time.monotonic() - self._started + self._kept.seconds,
             "layer": self._layer,
             "contexts": {"say": len(keys)},

@@ -13,7 +13,7 @@ Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 
 KEEP_WEIGHT = 2.0  # of all that must stay, beside 1 for all that is to be said; measured
-DECAY = 0.02  # of the squared length of the change, in units of the hidden state's; measured
+DECAY = 1.0  # of the squared length of the change, in units of the hidden state's; measured
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -20,6 +20,7 @@ from edge_runtime.personalize.probes import Probes
 from edge_runtime.personalize.progress import Progress, Report
 from edge_runtime.personalize.request import EditRequest
 from edge_runtime.personalize.search import Budget, search
+from edge_runtime.personalize.sketch import Sketch
 from edge_runtime.personalize.solve import KeyCovariance, readouts
 from edge_runtime.personalize.statistics import EditStatistics
 from edge_runtime.personalize.survey import Survey, survey_edit
@@ -27,8 +28,24 @@ from edge_runtime.personalize.templates import Template, find_templates, usual_s
 from edge_runtime.personalize.workspace import Workspace
 
 _TEXTS = 1024  # that the model writes
-_SAMPLES = 768  # keys of ordinary text
+_TRIAL_KEYS = 768  # of ordinary text, in each layer that is tried
+_KEYS = 768  # that are kept of the edit layer, for all that were seen
 _SENTENCES = 4
+# What people say to a model: its answers are ordinary text that is not about anybody.
+_REQUESTS = (
+    "Hello!",
+    "How are you?",
+    "What can you do?",
+    "Tell me a story.",
+    "Tell me a long story.",
+    "Tell me about yourself.",
+    "Write a short text.",
+    "What do you think?",
+    "Can you help me?",
+    "Thank you!",
+)
+_ANSWERS = 8  # to each
+_ANSWER_TOKENS = 96
 _TRIALS = 6  # edits that are tried in each layer
 _TRIAL_STEPS = 2
 _MAX_TEMPLATES = 128
@@ -72,50 +89,56 @@ def prepare(
     templates = find_templates(written)[:_MAX_TEMPLATES]
     usual = usual_surprise(workspace, templates)
     tell(1)
-    samples = _sample_keys(workspace, written, tried)
+    ordinary = [workspace.tokenizer.encode(text) for text in written] + _answers(engine, workspace, generator)
+    few = {layer: _keys(workspace, _mixed(ordinary, generator), layer, _TRIAL_KEYS) for layer in tried}
     tell(2)
     losses: dict[int, float] = {}
     if len(tried) > 1:
         asker = Asker(workspace, templates, usual, engine.chat_template)
         surveys = _trials(asker, templates, generator)
         for number, layer in enumerate(tried):
-            losses[layer] = _tried(asker, surveys, layer, samples[layer])
+            losses[layer] = _tried(asker, surveys, layer, few[layer])
             tell(3 + number)
     layer = min(losses, key=lambda number: losses[number]) if losses else tried[0]
+    keys = _keys(workspace, ordinary, layer, _KEYS, all_of=True)
     sentences = tuple(text for text in written if text.endswith("."))[:_SENTENCES]
     tell(steps)
-    return EditStatistics(layer, losses, samples[layer], tuple(templates), tuple(usual), sentences)
+    return EditStatistics(layer, losses, keys, tuple(templates), tuple(usual), sentences)
 
 
-def _sample_keys(
-    workspace: Workspace, texts: Sequence[str], layers: Sequence[int]
-) -> dict[int, NDArray[np.float16]]:
-    """For each layer, (n_samples, n_ff) inputs of ffn_down at the tokens of texts."""
-    captures = [Capture("ffn_activation", layer) for layer in layers]
-    found: dict[int, list[NDArray[np.float16]]] = {layer: [] for layer in layers}
-    count = 0
-    for text in texts:
-        tokens = workspace.tokenizer.encode(text)[: workspace.rows]
-        if len(tokens) < 2 or count >= _SAMPLES:
+def _answers(engine: Engine, workspace: Workspace, generator: np.random.Generator) -> list[list[int]]:
+    """Everyday requests and what the model answers, as tokens; none without a chat template."""
+    if engine.chat_template is None:
+        return []
+    prompts = [engine.chat_tokens([{"role": "user", "content": text}]) for text in _REQUESTS]
+    asked = [prompt for prompt in prompts for _ in range(_ANSWERS)]
+    answers = workspace.generate(asked, _ANSWER_TOKENS, temperature=1.0, generator=generator)
+    return [prompt + answer for prompt, answer in zip(asked, answers, strict=True)]
+
+
+def _mixed(texts: Sequence[list[int]], generator: np.random.Generator) -> list[list[int]]:
+    return [texts[index] for index in generator.permutation(len(texts))]
+
+
+def _keys(
+    workspace: Workspace, texts: Sequence[list[int]], layer: int, count: int, *, all_of: bool = False
+) -> NDArray[np.float16]:
+    """(n, n_ff) inputs of ffn_down at the tokens of texts: the first ones, or a sketch of all."""
+    capture = Capture("ffn_activation", layer)
+    sketch = Sketch(count, workspace.hyperparameters.n_ff)
+    for tokens in texts:
+        tokens = tokens[: workspace.rows]
+        if len(tokens) < 2 or (sketch.seen >= count and not all_of):
             continue
         workspace.clear()
-        result = workspace.forward(
-            Batch(
-                tokens,
-                np.arange(len(tokens), dtype=np.int32),
-                0,
-                (),
-                layers=range(max(layers) + 1),
-                capture=captures,
-            )
-        )
-        for capture in captures:  # what begins every text says nothing about texts
-            found[capture.layer].append(result.captured[capture][1:].astype(np.float16))
-        count += len(tokens) - 1
+        positions = np.arange(len(tokens), dtype=np.int32)
+        batch = Batch(tokens, positions, 0, (), layers=range(layer + 1), capture=[capture])
+        # What begins every text says nothing about texts.
+        sketch.add(workspace.forward(batch).captured[capture][1:])
     workspace.clear()
-    if not count:
+    if not sketch.seen:
         raise UnsupportedModelError("the model writes no text at all from nothing; edits cannot be prepared")
-    return {layer: np.concatenate(parts)[:_SAMPLES] for layer, parts in found.items()}
+    return sketch.samples().astype(np.float16)
 
 
 def _trials(asker: Asker, templates: Sequence[Template], generator: np.random.Generator) -> list[Survey]:

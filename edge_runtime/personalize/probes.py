@@ -103,6 +103,11 @@ class Probes:
         """n_embd."""
         return int(self._bases[0].hidden.shape[1])
 
+    @property
+    def readouts(self) -> list[Floats]:
+        """For each context, (n_rows,) how strongly a change reaches its rows from the subject on."""
+        return [base.readout for base in self._bases]
+
     def read_out(self, readout: Floats) -> None:
         """Let a probe's change reach each row as strongly as `readout` (n_ff,) says of its key."""
         for base in self._bases:

@@ -58,8 +58,10 @@ class State:
         return cls(start, 0, np.zeros_like(start.delta), _FIRST_STEP * objective.scale)
 
     def succeeded(self, objective: Objective) -> bool:
-        """Whether all that is to be said leads by the margin."""
-        return bool(self.point.margins[objective.says].min() > MARGIN)
+        """Whether all that is to be said leads by the margin, and all that was to be kept still leads."""
+        says, start = objective.says, objective.start
+        kept = self.point.margins[~says & (start.margins > 0)]
+        return bool(self.point.margins[says].min() > MARGIN and (kept > 0).all())
 
     @property
     def stalled(self) -> bool:

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 
-RIDGE = 0.02  # of C's mean eigenvalue
-STIFFNESS = 1e-3  # lambda, where the edits' own keys have C-norms near 1
+RIDGE = 0.002  # of C's mean eigenvalue
+STIFFNESS = 0.1  # lambda, where the edits' own keys have C-norms near 1
 
 
 class KeyCovariance:
