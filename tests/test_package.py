@@ -22,6 +22,7 @@ PACKAGES = ("edge_runtime", "scheduler", "predictors")
 SHARED = (
     "edge_runtime.addresses",
     "edge_runtime.private_files",
+    "edge_runtime.array_file",
     "edge_runtime.database",
     "edge_runtime.private_authority",
     "edge_runtime.error_catalog",
@@ -33,6 +34,7 @@ MAY_IMPORT = {
     "edge_runtime.errors": set(),
     "edge_runtime.addresses": set(),
     "edge_runtime.private_files": {"edge_runtime.errors", "edge_runtime.model_store"},
+    "edge_runtime.array_file": {"edge_runtime.errors", "edge_runtime.private_files"},
     "edge_runtime.database": {
         "edge_runtime.errors",
         "edge_runtime.model_store",
@@ -42,12 +44,7 @@ MAY_IMPORT = {
     "edge_runtime.error_catalog": {"edge_runtime", "edge_runtime.errors"},
     "edge_runtime.grpc_guard": {"edge_runtime", "edge_runtime.errors", "edge_runtime.error_catalog"},
     "edge_runtime.engine": {"edge_runtime.errors"},
-    "edge_runtime.model_store": {
-        "edge_runtime",
-        "edge_runtime.errors",
-        "edge_runtime.engine",
-        "edge_runtime.private_files",
-    },
+    "edge_runtime.model_store": {"edge_runtime", "edge_runtime.errors", "edge_runtime.engine"},
     "edge_runtime.cluster": {
         "edge_runtime",
         "edge_runtime.errors",
@@ -64,6 +61,7 @@ MAY_IMPORT = {
         "edge_runtime.engine",
         "edge_runtime.model_store",
         "edge_runtime.private_files",
+        "edge_runtime.array_file",
         "edge_runtime.database",
     },
     "edge_runtime.federation": {"edge_runtime", "edge_runtime.errors", "edge_runtime.engine"},

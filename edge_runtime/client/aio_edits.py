@@ -269,7 +269,7 @@ class AsyncEdits:
         Raises:
             ModelNotFoundError: there is no such model.
         """
-        request = wire.built(pb.PrepareRequest, model=model)
+        request = wire.built(pb.PrepareModelRequest, model=model)
         async with aclosing(self._messages(self._stub.Prepare, request)) as messages:
             async for message in messages:
                 yield edit_wire.prepare_progress(message)

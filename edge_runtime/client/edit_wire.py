@@ -206,6 +206,6 @@ def evaluation(message: pb.EvaluateResponse) -> EditEvaluation:
     return EditEvaluation(message.name, tuple(check(one) for one in message.checks))
 
 
-def prepare_progress(message: pb.PrepareResponse) -> PrepareProgress:
+def prepare_progress(message: pb.PrepareModelResponse) -> PrepareProgress:
     """How far a model's preparation is."""
     return PrepareProgress(message.share, message.layer if message.HasField("layer") else None)

@@ -251,7 +251,7 @@ class Edits:
         Raises:
             ModelNotFoundError: there is no such model.
         """
-        for message in self._messages(self._stub.Prepare, wire.built(pb.PrepareRequest, model=model)):
+        for message in self._messages(self._stub.Prepare, wire.built(pb.PrepareModelRequest, model=model)):
             yield edit_wire.prepare_progress(message)
 
     def _edit(self, method: Any, request: Any) -> Edit:

@@ -13,11 +13,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_runtime.array_file import ArrayFile, opened_arrays, write_arrays
 from edge_runtime.engine.architecture import read_hyperparameters
 from edge_runtime.engine.gguf import GGUFFile
 from edge_runtime.engine.group_slices import GroupSlices
 from edge_runtime.errors import ModelFileError, UnsupportedModelError
-from edge_runtime.model_store.array_file import ArrayFile, opened_arrays, write_arrays
 from edge_runtime.model_store.identity import model_identity
 from edge_runtime.model_store.paths import CALIBRATION_SUFFIX
 from scheduler.patience import Response, Rung

@@ -115,11 +115,13 @@ class PersonalizationServicer(personalization_pb2_grpc.PersonalizationServicer):
             record = await self._edits.take_in(first.header.name, first.header.model, form, Path(folder))
         return pb.ImportResponse(edit=edit_message(record))
 
-    async def Prepare(self, request: pb.PrepareRequest, context: Any) -> AsyncIterator[pb.PrepareResponse]:  # noqa: N802
+    async def Prepare(  # noqa: N802
+        self, request: pb.PrepareModelRequest, context: Any
+    ) -> AsyncIterator[pb.PrepareModelResponse]:
         """What edits need to know of a model is measured."""
         async with aclosing(self._edits.prepare(request.model)) as steps:  # type: ignore[type-var]
             async for share, layer in steps:
-                yield pb.PrepareResponse(share=share, layer=layer)
+                yield pb.PrepareModelResponse(share=share, layer=layer)
 
 
 def _take(gathering: Gathering, request: pb.ImportRequest) -> None:

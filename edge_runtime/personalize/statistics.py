@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_runtime.array_file import opened_arrays, write_arrays
 from edge_runtime.engine.architecture import read_hyperparameters
 from edge_runtime.engine.gguf import GGUFFile
 from edge_runtime.errors import ModelFileError, RequestError, UnsupportedModelError
-from edge_runtime.model_store.array_file import opened_arrays, write_arrays
 from edge_runtime.model_store.identity import model_identity
 from edge_runtime.model_store.paths import EDITS_SUFFIX
 from edge_runtime.personalize.templates import Template

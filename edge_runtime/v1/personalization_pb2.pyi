@@ -330,13 +330,13 @@ class ImportResponse(_message.Message):
     edit: Edit
     def __init__(self, edit: _Optional[_Union[Edit, _Mapping]] = ...) -> None: ...
 
-class PrepareRequest(_message.Message):
+class PrepareModelRequest(_message.Message):
     __slots__ = ("model",)
     MODEL_FIELD_NUMBER: _ClassVar[int]
     model: str
     def __init__(self, model: _Optional[str] = ...) -> None: ...
 
-class PrepareResponse(_message.Message):
+class PrepareModelResponse(_message.Message):
     __slots__ = ("share", "layer")
     SHARE_FIELD_NUMBER: _ClassVar[int]
     LAYER_FIELD_NUMBER: _ClassVar[int]

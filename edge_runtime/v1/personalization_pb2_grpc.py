@@ -87,8 +87,8 @@ class PersonalizationStub(object):
                 _registered_method=True)
         self.Prepare = channel.unary_stream(
                 '/edge_runtime.v1.Personalization/Prepare',
-                request_serializer=edge__runtime_dot_v1_dot_personalization__pb2.PrepareRequest.SerializeToString,
-                response_deserializer=edge__runtime_dot_v1_dot_personalization__pb2.PrepareResponse.FromString,
+                request_serializer=edge__runtime_dot_v1_dot_personalization__pb2.PrepareModelRequest.SerializeToString,
+                response_deserializer=edge__runtime_dot_v1_dot_personalization__pb2.PrepareModelResponse.FromString,
                 _registered_method=True)
 
 
@@ -230,8 +230,8 @@ def add_PersonalizationServicer_to_server(servicer, server):
             ),
             'Prepare': grpc.unary_stream_rpc_method_handler(
                     servicer.Prepare,
-                    request_deserializer=edge__runtime_dot_v1_dot_personalization__pb2.PrepareRequest.FromString,
-                    response_serializer=edge__runtime_dot_v1_dot_personalization__pb2.PrepareResponse.SerializeToString,
+                    request_deserializer=edge__runtime_dot_v1_dot_personalization__pb2.PrepareModelRequest.FromString,
+                    response_serializer=edge__runtime_dot_v1_dot_personalization__pb2.PrepareModelResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -530,8 +530,8 @@ class Personalization(object):
             request,
             target,
             '/edge_runtime.v1.Personalization/Prepare',
-            edge__runtime_dot_v1_dot_personalization__pb2.PrepareRequest.SerializeToString,
-            edge__runtime_dot_v1_dot_personalization__pb2.PrepareResponse.FromString,
+            edge__runtime_dot_v1_dot_personalization__pb2.PrepareModelRequest.SerializeToString,
+            edge__runtime_dot_v1_dot_personalization__pb2.PrepareModelResponse.FromString,
             options,
             channel_credentials,
             insecure,
