@@ -106,7 +106,7 @@ def test_files_travel_with_asyncio(daemon: GrpcDaemon, client: Client, tmp_path:
 def test_what_is_no_adapter_is_refused(client: Client, tmp_path: Path) -> None:
     with pytest.raises(AdapterFileError, match="is not there"):
         client.edits.import_adapter(tmp_path / "absent.gguf", "x")
-    with pytest.raises(AdapterFileError, match="adapter_config.json is not there"):
+    with pytest.raises(AdapterFileError, match=r"adapter_config\.json is not there"):
         client.edits.import_adapter(tmp_path, "x")
     (tmp_path / "bad.gguf").write_bytes(b"GGUF" + bytes(100))
     with pytest.raises(AdapterFileError, match=r"^adapter\.gguf "):  # not where the daemon put it

@@ -117,14 +117,14 @@ def test_it_shows_every_part_of_the_status(page: Page, daemon: RunningDaemon) ->
         assert page.text("#chart") == "050100150120 s ago60 s agonow"
         shown = [page.text(f"#{name}") for name in ("memory", "memory-free", "temperature-now", "cpu")]
         assert shown == ["94.3 MB", "2.9 GB", "51.3 °C", "38 %"]
-        assert [page.text(f"#{name}")[:9] for name in ("adapters", "edits")] == ["None yet."] * 2
+        assert page.text("#adapters")[:9] == "None yet."
 
 
-def test_adapters_and_edits_are_rows_whatever_they_hold(page: Page, daemon: RunningDaemon) -> None:
-    edits = ({"name": "pi", "memory_bytes": 3_100_000_000}, {"name": "phone", "layers": [0, 7], "lost": None})
-    with opened(page, daemon, told(busy_status(edits=edits, temperature=None))):
-        assert page.text("#edits thead") == "NameMemoryLayersLost"
-        assert page.text("#edits tbody") == "pi3.1 GB\u2013\u2013phone\u2013[0,7]\u2013"
+def test_adapters_are_rows_whatever_they_hold(page: Page, daemon: RunningDaemon) -> None:
+    found = ({"name": "pi", "memory_bytes": 3_100_000_000}, {"name": "phone", "layers": [0, 7], "lost": None})
+    with opened(page, daemon, told(busy_status(adapters=found, temperature=None))):
+        assert page.text("#adapters thead") == "NameMemoryLayersLost"
+        assert page.text("#adapters tbody") == "pi3.1 GB\u2013\u2013phone\u2013[0,7]\u2013"
         assert page.text("#temperature-now") == "not reported"
 
 
@@ -302,7 +302,8 @@ def test_nothing_is_asked_of_another_host(page: Page, daemon: RunningDaemon) -> 
     with opened(page, daemon):
         ask(page, "Where does Paul Colton live?")
         asked = {url for url in page.requests if not url.startswith("data:")}
-        assert asked == {daemon.url, f"{daemon.url}api/status", f"{daemon.url}v1/chat/completions"}
+        paths = ("api/status", "v1/chat/completions", "v1/edits")
+        assert asked == {daemon.url, *(f"{daemon.url}{path}" for path in paths)}
 
 
 def test_markup_in_a_prompt_or_in_an_answer_stays_text(page: Page, daemon: RunningDaemon) -> None:
@@ -328,12 +329,11 @@ def test_markup_in_the_status_or_in_an_error_stays_text(page: Page, daemon: Runn
         finished={HOSTILE: 1},
         cluster=hostile_cluster(HOSTILE),
         adapters=thing,
-        edits=thing,
     )
     refused = refusal("/v1/chat", 400, HOSTILE, HOSTILE)
     with opened(page, daemon, told(status), refused):
         assert HOSTILE in ask(page, "Hello")
-        places = ("state", "version", "model", "models", "requests", "members", "spread", "edits", "which")
+        places = ("state", "version", "model", "models", "requests", "members", "spread", "adapters", "which")
         for place in (*places, "cluster-sum"):
             assert "onerror" in page.text(f"#{place}")
         assert page.evaluate("document.querySelectorAll('img').length") == 0
@@ -381,7 +381,7 @@ class _Elements(HTMLParser):
 
 def test_the_file_is_small_whole_and_safe() -> None:
     source = PAGE.read_text(encoding="utf-8")
-    assert len(source.encode()) < 42_000
+    assert len(source.encode()) < 50_000
     elements = _Elements()
     elements.feed(source)
     names = [name for name, _ in elements.found]
@@ -419,7 +419,7 @@ def test_it_never_scrolls_sideways(browser: Browser, daemon: RunningDaemon, widt
         requests=(request,) * 3,
         finished={LONG: 10**9},
         cluster=hostile_cluster(LONG),
-        edits=({LONG: LONG, "b": LONG, "c": 1, "d": {"e": LONG}},),
+        adapters=({LONG: LONG, "b": LONG, "c": 1, "d": {"e": LONG}},),
     )
     for substitutes in ([], [told(full), streamed("/v1/chat", piece(LONG * 9), piece("", "stop"))]):
         page = browser.page(width=width, height=740)
@@ -462,7 +462,7 @@ def test_every_field_and_section_has_a_name(page: Page, daemon: RunningDaemon) -
             "[...document.querySelectorAll('input, textarea, select')].map((f) => f.labels.length > 0)"
         )
         assert all(fields)
-        assert len(fields) == 5
+        assert len(fields) == 10
         sections = page.evaluate(
             "[...document.querySelectorAll('section')].map((s) =>"
             " document.getElementById(s.getAttribute('aria-labelledby'))?.textContent)"
