@@ -142,5 +142,3 @@ def test_wrong_arguments_are_refused_without_a_daemon() -> None:
             client.edits.apply(*QUICK.texts, temperature=1)  # type: ignore[call-arg]
         with pytest.raises(UnavailableError):
             client.edits.apply(*QUICK.texts)
-
-
