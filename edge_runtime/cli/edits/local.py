@@ -207,12 +207,26 @@ class LocalEdits:
     @contextmanager
     def _edits_of(self, model: str) -> Iterator[tuple[Engine, ModelEdits]]:
         from edge_runtime.daemon.editing import ModelEdits
-        from edge_runtime.engine.engine import Engine, EngineOptions
-        from edge_runtime.model_store.store import ModelStore
 
-        found = ModelStore().resolve(model)
-        options = EngineOptions(threads=self._threads, context=_CONTEXT, weights=self._weights)
-        with Bar(f"loading {found.name}") as bar:
-            engine = Engine.load(found.path, options, bar.update)
-        with engine:
+        with loaded(model, self._threads, self._weights) as engine:
             yield engine, ModelEdits(engine, self._store)
+
+
+@contextmanager
+def loaded(
+    model: str, threads: int | None = None, weights: Literal["repack", "mmap"] = "repack"
+) -> Iterator[Engine]:
+    """An engine that answers nobody.
+
+    Args:
+        model: name in the store, or a file.
+    """
+    from edge_runtime.engine.engine import Engine, EngineOptions
+    from edge_runtime.model_store.store import ModelStore
+
+    found = ModelStore().resolve(model)
+    options = EngineOptions(threads=threads, context=_CONTEXT, weights=weights)
+    with Bar(f"loading {found.name}") as bar:
+        engine = Engine.load(found.path, options, bar.update)
+    with engine:
+        yield engine

@@ -141,16 +141,17 @@ def show_checks(checks: Iterable[EditCheck]) -> None:
         if check.asked:
             shown.add_row(
                 check.name,
-                _share(check.before),
-                _share(check.after),
-                _share(check.needed),
+                share_text(check.before),
+                share_text(check.after),
+                share_text(check.needed),
                 str(check.asked),
                 "" if check.passed else "failed",
             )
     shown.print()
 
 
-def _share(value: float | None) -> str:
+def share_text(value: float | None) -> str:
+    """88 %; a dash where there is nothing to tell."""
     return "-" if value is None else f"{value:.0%}".replace("%", " %")
 
 
@@ -166,7 +167,7 @@ def show_list(edits: Iterable[Edit]) -> None:
             edit.name,
             edit.state,
             edit.model,
-            *(_share(found.get(name)) for name in ("success", "same subject", "unrelated")),
+            *(share_text(found.get(name)) for name in ("success", "same subject", "unrelated")),
             time.strftime("%Y-%m-%d %H:%M", time.localtime(edit.changed)),
             _short(what(edit)),
         )
