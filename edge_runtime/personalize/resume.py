@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -50,8 +51,12 @@ class Kept:
     def state_of(self, number: int, objective: Objective) -> State | None:
         """Where a search goes on; None where it begins, or where the model has become another."""
         saved = self.searches.get(number)
-        if saved is None or saved.delta.shape != objective.start.delta.shape:
+        if saved is None:
             return None
+        width = objective.start.delta.shape
+        for vector in (saved.delta, saved.momentum):
+            if vector.shape != width or vector.dtype != np.float64 or not np.isfinite(vector).all():
+                return None
         point = objective.points(saved.delta[None])[0]
         return State(point, saved.step, saved.momentum, saved.length, saved.losses)
 
@@ -79,10 +84,17 @@ def from_bytes(content: bytes) -> Kept:
             meta = json.loads(bytes(arrays["meta"]))
             searches = {
                 int(number): SavedSearch(
-                    arrays[f"delta.{number}"], arrays[f"momentum.{number}"], step, length, tuple(losses)
+                    arrays[f"delta.{number}"],
+                    arrays[f"momentum.{number}"],
+                    int(step),
+                    float(length),
+                    tuple(float(loss) for loss in losses),
                 )
                 for number, (step, length, losses) in meta["searches"].items()
             }
             return Kept(searches, float(meta["seconds"]), float(meta["rows"]))
-    except (ValueError, KeyError, OSError, TypeError):
+    # RuntimeError: encrypted, of an unknown compression, or JSON that nests too deeply.
+    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError):
+        return Kept()
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):  # parts that do not fit together
         return Kept()
