@@ -18,7 +18,7 @@ from edge_runtime.engine.gguf import GGUFFile
 from edge_runtime.errors import ModelFileError, RequestError, UnsupportedModelError
 from edge_runtime.model_store.identity import model_identity
 from edge_runtime.model_store.paths import EDITS_SUFFIX
-from edge_runtime.personalize.templates import Template
+from edge_runtime.personalize.templates import SLOT, Template
 
 _VERSION = 1
 _REMEDY = "these are no sound statistics for edits, make them anew with `edgert edits prepare`"
@@ -31,7 +31,7 @@ class EditStatistics:
     """Of one model.
 
     Attributes:
-        layer: whose ``ffn_down`` edits change.
+        layer: whose ``ffn_down`` edits change; never the last, which no later token reads.
         layer_losses: layer -> what trial edits came down to in it; of the layers that were tried.
         keys: (n_samples, n_ff) float16, inputs of ``ffn_down`` at tokens of ordinary text.
         templates: sentences that the model uses, those seen most often first.
@@ -98,7 +98,7 @@ def load_statistics(gguf: GGUFFile) -> EditStatistics:
         if meta["model"] != model_identity(gguf):
             raise ModelFileError(f"{path} is not of the model {gguf.path}; {_REMEDY}")
         layer, n_samples = meta["layer"], meta["n_samples"]
-        if not 0 <= layer < hyperparameters.n_layers or not 0 < n_samples <= _MAX_SAMPLES:
+        if not 0 <= layer < hyperparameters.n_layers - 1 or not 0 < n_samples <= _MAX_SAMPLES:
             raise file.damaged(f"layer {layer} or {n_samples} samples are out of range")
         try:
             templates = tuple(
@@ -111,6 +111,12 @@ def load_statistics(gguf: GGUFFile) -> EditStatistics:
             raise file.damaged(str(error)[:200]) from error
         if len(usual) != len(templates):
             raise file.damaged(f"{len(templates)} sentences, {len(usual)} values of them")
+        if not np.isfinite(usual).all():
+            raise file.damaged("it holds numbers that are not finite")
+        if not all(SLOT in template.text for template in templates):
+            raise file.damaged("a sentence has no place for a name")
         keys = file.array("keys", "<f2", (n_samples, hyperparameters.n_ff))
+        if not keys.any():
+            raise file.damaged("the keys are all zero")
         sentences = tuple(str(text) for text in meta["sentences"])
         return EditStatistics(layer, losses, keys, templates, usual, sentences)
