@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from edge_runtime.engine.batch import Batch
 from edge_runtime.engine.engine import Engine
 from edge_runtime.engine.graph import Capture
-from edge_runtime.errors import EdgeRuntimeError, UnsupportedModelError
+from edge_runtime.errors import EdgeRuntimeError, RequestError, UnsupportedModelError
 from edge_runtime.personalize.asking import Asker
 from edge_runtime.personalize.contexts import choose_contexts
 from edge_runtime.personalize.estimators import SpreadSigns
@@ -30,6 +30,7 @@ from edge_runtime.personalize.workspace import Workspace
 _TEXTS = 1024  # that the model writes
 _TRIAL_KEYS = 768  # of ordinary text, in each layer that is tried
 _KEYS = 768  # that are kept of the edit layer, for all that were seen
+_LARGEST_KEY = 60000.0
 _SENTENCES = 4
 # What people say to a model: its answers are ordinary text that is not about anybody.
 _REQUESTS = (
@@ -64,18 +65,18 @@ def prepare(
 
     Args:
         texts: short texts that the model writes.
-        layers: to try edits in; None: all but the last.
+        layers: to try edits in; None: all but the last, which no later token reads.
         workspace: to compute in; without one, made and freed.
 
     Raises:
-        UnsupportedModelError: the model writes nothing that trial edits could be made from, and no single
-            layer was named.
+        UnsupportedModelError: the model has but one layer, or it writes nothing that trial edits could be
+            made from, and no single layer was named.
+        RequestError: no such layer.
     """
+    tried = _layers_to_try(engine.hyperparameters.n_layers, layers)
     if workspace is None:
         with Workspace(engine) as workspace:
             return prepare(engine, progress, texts=texts, layers=layers, workspace=workspace)
-    n_layers = engine.hyperparameters.n_layers
-    tried = list(range(n_layers - 1)) if layers is None else list(layers)
     steps = 3 + len(tried)
     started = time.monotonic()
 
@@ -104,6 +105,15 @@ def prepare(
     sentences = tuple(text for text in written if text.endswith("."))[:_SENTENCES]
     tell(steps)
     return EditStatistics(layer, losses, keys, tuple(templates), tuple(usual), sentences)
+
+
+def _layers_to_try(n_layers: int, layers: Sequence[int] | None) -> list[int]:
+    if n_layers < 2:
+        raise UnsupportedModelError("the model has one layer; edits need another above the one they change")
+    tried = list(range(n_layers - 1)) if layers is None else list(layers)
+    if not tried or not 0 <= min(tried) <= max(tried) < n_layers - 1:
+        raise RequestError(f"edits cannot be made in layers {tried}; possible are 0 to {n_layers - 2}")
+    return tried
 
 
 def _answers(engine: Engine, workspace: Workspace, generator: np.random.Generator) -> list[list[int]]:
@@ -138,7 +148,10 @@ def _keys(
     workspace.clear()
     if not sketch.seen:
         raise UnsupportedModelError("the model writes no text at all from nothing; edits cannot be prepared")
-    return sketch.samples().astype(np.float16)
+    samples = sketch.samples()
+    # Float16 ends at 65504, and some models' keys do not. Only what they are to each other matters.
+    samples *= min(1.0, _LARGEST_KEY / max(float(np.abs(samples).max()), 1e-30))
+    return samples.astype(np.float16)
 
 
 def _trials(asker: Asker, templates: Sequence[Template], generator: np.random.Generator) -> list[Survey]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edge_runtime.errors import UnsupportedModelError
 from edge_runtime.personalize.workspace import Workspace
 
 SLOT = "{}"
@@ -45,10 +46,19 @@ class Template:
 
 
 def write_texts(workspace: Workspace, generator: np.random.Generator, count: int) -> list[str]:
-    """Texts that the model writes from nothing, as likely as it finds them."""
-    start = workspace.tokenizer.encode("")
+    """Texts that the model writes from nothing, as likely as it finds them.
+
+    Raises:
+        UnsupportedModelError: no token stands between two texts.
+    """
+    tokenizer = workspace.tokenizer
+    # Qwen's models put nothing before a text, but saw texts one after the other, with this token between.
+    between = tokenizer.eos if tokenizer.bos is None else tokenizer.bos
+    start = tokenizer.encode("") or ([] if between is None else [between])
+    if not start:
+        raise UnsupportedModelError("the model's vocabulary has no token that begins or ends a text")
     sampled = workspace.generate([start] * count, _MAX_SAMPLE_TOKENS, temperature=1.0, generator=generator)
-    return [workspace.tokenizer.decode(tokens).strip() for tokens in sampled]
+    return [tokenizer.decode(tokens).strip() for tokens in sampled]
 
 
 def find_templates(texts: Iterable[str]) -> list[Template]:
