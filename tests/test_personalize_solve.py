@@ -155,19 +155,20 @@ def second_moment(rows: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 1000])
-def test_a_sketch_keeps_what_vectors_have_in_common(chunk: int) -> None:
+@pytest.mark.parametrize("rows", [20, 30, 48, 60])
+def test_a_sketch_keeps_what_vectors_have_in_common(rows: int, chunk: int) -> None:
     """Frequent Directions' own bound: the error is at most the squares that are not kept, shared out."""
     vectors = ordinary(1000)
-    sketch = Sketch(20, N_FF)
+    sketch = Sketch(rows, N_FF)
     for start in range(0, len(vectors), chunk):
         sketch.add(vectors[start : start + chunk])
     assert sketch.seen == 1000
     samples = sketch.samples()
-    assert samples.dtype == np.float32 and 0 < len(samples) <= 20
+    assert samples.dtype == np.float32 and 0 < len(samples) <= rows
     true, kept = second_moment(vectors), second_moment(samples)
     error = np.linalg.norm(true - kept, ord=2)
     values = np.linalg.eigvalsh(true)[::-1]
-    assert error <= values[12:].sum() / (20 - 12) + 1e-5 * values[0]
+    assert error <= values[12:].sum() / (rows - 12) + 1e-5 * values[0]
     # What it takes away it takes away: no direction seems more common than it is.
     assert np.linalg.eigvalsh(true - kept).min() > -1e-5 * values[0]
 

@@ -43,11 +43,19 @@ class Sketch:
         return scaled
 
     def _shrink(self) -> None:
-        gram = self._held[: self._used] @ self._held[: self._used].T
+        held = self._held[: self._used]
+        narrow = held.shape[1] < len(held)
+        # Of the two products with the same eigenvalues the smaller one: this is what takes the time.
+        gram = held.T @ held if narrow else held @ held.T
         values, vectors = np.linalg.eigh(gram.astype(np.float64))
         order = np.argsort(values)[::-1][: self._rows]
         largest, directions = np.maximum(values[order], 0), vectors[:, order]
+        full = len(order) == self._rows
         # Rows of the singular directions; the last one's share is taken from all, so that it becomes free.
-        shares = np.sqrt(np.maximum(largest - largest[-1], 0) / np.maximum(largest, 1e-30))
-        self._held[: self._rows] = (shares * directions).T.astype(np.float32) @ self._held[: self._used]
-        self._used = self._rows - 1
+        shares = np.sqrt(np.maximum(largest - (largest[-1] if full else 0), 0))
+        if narrow:
+            rows = (shares * directions).T
+        else:
+            rows = (shares / np.sqrt(np.maximum(largest, 1e-30)) * directions).T.astype(np.float32) @ held
+        self._held[: len(rows)] = rows
+        self._used = len(rows) - full
