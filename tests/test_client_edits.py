@@ -13,6 +13,8 @@ from edit_requests import BEFORE, LONG, PROMPT, QUICK, answer, logprobs
 from grpc_fixture import GrpcDaemon
 
 from edge_runtime.client import AsyncClient, Client
+from edge_runtime.client.adapter_files import AdapterWriter
+from edge_runtime.daemon import adapter_exchange
 from edge_runtime.errors import AdapterFileError, AdapterNotFoundError, RequestError, UnavailableError
 
 
@@ -130,6 +132,44 @@ def test_what_cannot_be_exported_leaves_what_was_there(client: Client, tmp_path:
         client.edits.export([making.edit.name], path)
     assert path.read_text() == "mine"
     assert [one.name for one in tmp_path.iterdir()] == ["it.gguf"]
+
+
+def test_a_stream_that_breaks_off_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "it.gguf"
+    path.write_text("mine")
+    with pytest.raises(UnavailableError), AdapterWriter(path, "gguf") as writer:
+        writer.take("adapter.gguf", b"half")
+        raise UnavailableError("the connection broke")
+    assert path.read_text() == "mine"
+    with AdapterWriter(path, "gguf") as writer:
+        writer.take("adapter.gguf", b"wh")
+        writer.take("", b"ole")
+    assert path.read_text() == "whole"
+    assert [one.name for one in tmp_path.iterdir()] == ["it.gguf"]
+    with pytest.raises(AdapterFileError), AdapterWriter(path, "gguf") as writer:
+        writer.take("../up", b"")
+
+
+def test_files_that_do_not_belong_to_an_adapter_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapter_exchange, "MAX_BYTES", 10)
+    gathering = adapter_exchange.Gathering(tmp_path, adapter_exchange.names_of("peft"))
+    with pytest.raises(AdapterFileError, match="before the name"):
+        gathering.take("", b"x")
+    for name in ("../adapter_config.json", "other", "/etc/passwd"):
+        with pytest.raises(AdapterFileError, match=r"wanted is adapter_config\.json, adapter_model"):
+            gathering.take(name, b"x")
+    gathering.take("adapter_config.json", b"12345")
+    with pytest.raises(AdapterFileError, match="wanted is adapter_model"):
+        gathering.take("adapter_config.json", b"again")
+    with pytest.raises(AdapterFileError, match="without adapter_model"):
+        gathering.end()
+    gathering.take("adapter_model.safetensors", b"12345")
+    gathering.end()
+    with pytest.raises(AdapterFileError, match="more than 10 bytes"):
+        gathering.take("", b"x")
+    assert (tmp_path / "adapter_config.json").read_text() == "12345"
 
 
 def test_wrong_arguments_are_refused_without_a_daemon() -> None:

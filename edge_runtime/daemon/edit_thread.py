@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
 from edge_runtime.daemon.edit_turns import EditTurns
@@ -15,10 +15,6 @@ from edge_runtime.personalize.store import AdapterStore
 
 if TYPE_CHECKING:
     from edge_runtime.daemon.service import Service
-    from edge_runtime.daemon.worker import Worker
-    from edge_runtime.engine.engine import Engine
-
-_LEAST_CONTEXT = 64  # of an engine that answers nobody
 
 Value = TypeVar("Value")
 
@@ -77,8 +73,8 @@ class EditThread:
             await ended.wait()
 
         def run() -> Value:
-            with _whole_engine(worker) as engine:
-                return function(ModelEdits(engine, self._store, turns), turns)
+            # Of a model that is spread over devices, the engine has all weights too: in the file.
+            return function(ModelEdits(worker.engine, self._store, turns), turns)
 
         worker.users[turns] = let_go
         self._active.add(turns)
@@ -105,20 +101,3 @@ class EditThread:
             turns.stop()
         async with self._free:
             self._executor.shutdown(wait=False)
-
-
-@contextmanager
-def _whole_engine(worker: Worker) -> Iterator[Engine]:
-    """The worker's engine; of a model that is spread over devices, one that reads weights from the file."""
-    if worker.partition is None:
-        yield worker.engine
-        return
-    from edge_runtime.engine.engine import Engine, EngineOptions
-
-    threads = worker.engine.threads
-    options = EngineOptions(threads=threads, context=_LEAST_CONTEXT, sequences=1, weights="mmap")
-    engine = Engine.load(worker.engine.gguf.path, options)
-    try:
-        yield engine
-    finally:
-        engine.close()
