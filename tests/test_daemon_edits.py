@@ -27,11 +27,13 @@ from edge_runtime.client import Client
 from edge_runtime.daemon.auth import Scope
 from edge_runtime.errors import (
     AdapterNotFoundError,
+    ConfigError,
     ForbiddenError,
     ModelNotFoundError,
     RequestError,
     UnavailableError,
 )
+from edge_runtime.model_store.store import ModelStore
 
 
 @pytest.fixture
@@ -197,6 +199,25 @@ def test_while_another_process_computes_edits_wait(daemon: GrpcDaemon, client: C
     assert making.result().state == "applied"
 
 
+def test_edits_of_two_models_queue_although_one_fits_in_memory(
+    daemon: GrpcDaemon, client: Client, demo_model: Path
+) -> None:
+    ModelStore(daemon.home).add_file("copy", demo_model, copy=True)
+    statistics = demo_model.with_name(f"{demo_model.stem}.edits.npz")
+    (daemon.home / "models" / "copy.edits.npz").symlink_to(statistics)
+    with client.edits.apply(*LONG.texts, name="first") as making:
+        for moment in making:
+            if moment.stage == "searching":
+                break
+        second = client.edits.apply(*OTHER.texts, name="second", model="copy")
+        assert next(second).behind == ("first",)
+        client.edits.cancel("first")
+    assert second.result().model == "copy"
+    assert second.edit.state == "applied"
+    assert [model.name for model in client.status().models] == ["copy"]
+    assert [edit.name for edit in client.edits.list("copy")] == ["second"]
+
+
 # --- beside answers ---------------------------------------------------------------------------
 
 
@@ -327,3 +348,49 @@ def test_a_model_outside_the_store_is_found_again(tmp_path: Path, demo_model: Pa
         client.edits.export([edit.name], tmp_path / "it.gguf")
         assert client.edits.revert(edit.name).state == "reverted"
         assert answer(client) == BEFORE
+
+
+# --- preparing --------------------------------------------------------------------------------
+
+
+def test_leaving_a_preparation_ends_it(tmp_path: Path, demo_model: Path) -> None:
+    with GrpcDaemon(tmp_path / "home") as daemon, Client(daemon.address) as client:
+        ModelStore(daemon.home).add_file("copy", demo_model, copy=True)
+        preparing = client.edits.prepare("copy")
+        assert next(preparing).share < 1
+        preparing.close()
+        assert client.edits.apply(*QUICK.texts).result().state == "applied", "the thread is free again"
+        assert not (daemon.home / "models" / "copy.edits.npz").exists()
+        with pytest.raises(ModelNotFoundError):
+            list(client.edits.prepare("absent"))
+
+
+def test_a_preparation_that_cannot_be_kept_says_why(
+    daemon: GrpcDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(30, "Read-only file system", "/models/it.edits.npz")
+
+    monkeypatch.setattr("edge_runtime.personalize.preparing.prepare", lambda *_, **__: None)
+    monkeypatch.setattr("edge_runtime.personalize.statistics.save_statistics", refuse)
+    with (
+        Client(daemon.address) as client,
+        pytest.raises(ConfigError, match=r"it\.edits\.npz cannot be written \(Read-only file system\)"),
+    ):
+        list(client.edits.prepare())
+
+
+@pytest.mark.slow
+def test_a_model_is_prepared_beside_answers(tmp_path: Path, demo_model: Path) -> None:
+    config = config_of(model={"default": "copy", "preload": False})
+    with GrpcDaemon(tmp_path / "home", config) as daemon, Client(daemon.address) as client:
+        ModelStore(daemon.home).add_file("copy", demo_model, copy=True)
+        shares = []
+        for moment in client.edits.prepare():
+            if moment.share not in shares:
+                shares.append(moment.share)
+                assert answer(client) == BEFORE
+        assert shares == sorted(shares)
+        assert moment.share == 1
+        assert moment.layer is not None
+        assert client.edits.apply(*QUICK.texts).result().state == "applied"

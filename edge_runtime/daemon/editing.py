@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_runtime.errors import ConfigError, RequestError
@@ -193,15 +194,18 @@ class ModelEdits:
         return Editor(self._engine, self._store, load_statistics(self._engine.gguf), turn=self._turn)
 
 
-def check_prepared(engine: Engine) -> None:
-    """Whether a model can be edited.
+def identity_of_prepared(model: Path) -> str:
+    """By what the store knows a model's file that can be edited.
 
     Raises:
-        RequestError: nothing is known about it yet.
+        RequestError: nothing is known about it yet. ModelFileError: it is damaged.
     """
+    from edge_runtime.engine.gguf import GGUFFile
     from edge_runtime.personalize.statistics import load_statistics
 
-    load_statistics(engine.gguf)
+    with GGUFFile(model) as gguf:
+        load_statistics(gguf)
+        return model_identity(gguf)
 
 
 def check_applied(record: Record, wish: str) -> None:
@@ -226,7 +230,7 @@ def check_testable(record: Record) -> None:
 
 
 def queue_edit(
-    store: AdapterStore, engine: Engine, model: str, request: Mapping[str, Any], name: str | None
+    store: AdapterStore, identity: str, model: str, request: Mapping[str, Any], name: str | None
 ) -> Record:
     """Ask for an edit; whether it is a fact or a forgetting shows in the request.
 
@@ -234,4 +238,4 @@ def queue_edit(
         RequestError: the name is in use or cannot be one.
     """
     kind: Kind = "forget" if "queries" in request else "edit"
-    return store.add(kind, model, model_identity(engine.gguf), request, name)
+    return store.add(kind, model, identity, request, name)

@@ -116,18 +116,20 @@ class Personalization:
 
         Raises:
             RequestError: the name cannot be used, or nothing is known about the model yet.
-            ModelNotFoundError, ModelFileError, OutOfMemoryError: of the model.
-            OverloadedError: too many wait.
+            ModelNotFoundError, ModelFileError: of the model. OverloadedError: too many wait.
+            UnavailableError: the daemon is stopping.
         """
         waiting = await asyncio.to_thread(self.store.records, states=_QUEUED)
         if len(waiting) >= _MOST_QUEUED:
             raise OverloadedError(f"{len(waiting)} edits wait already; try again when some have ended", 60.0)
-        worker = await self._service.worker(model)
-        await asyncio.to_thread(editing.check_prepared, worker.engine)
+        model = model or self._service.default_model
+        identity = await asyncio.to_thread(editing.identity_of_prepared, self._service.model_path(model))
+        if self._stopping:
+            raise UnavailableError("the daemon is stopping; ask again later")
         record = await asyncio.to_thread(
-            editing.queue_edit, self.store, worker.engine, self._kept_name(worker.name), request, name
+            editing.queue_edit, self.store, identity, self._kept_name(model), request, name
         )
-        _log.info("edit queued", extra={"edit": record.name, "model": worker.name})
+        _log.info("edit queued", extra={"edit": record.name, "model": model})
         self._queued.set()
         self._tell()
         return record
@@ -196,17 +198,19 @@ class Personalization:
         Raises:
             AdapterNotFoundError: there is none of a name. RequestError: one is no edit, or not applied.
         """
+        model = model or self._service.default_model
         if references:
             records = [await self.get(reference) for reference in references]
         else:
-            worker = await self._service.worker(model)
-            applied = await asyncio.to_thread(self.store.records, worker.identity, _APPLIED)
+            path = self._service.model_path(model)
+            identity = await asyncio.to_thread(editing.identity_of_prepared, path)
+            applied = await asyncio.to_thread(self.store.records, identity, _APPLIED)
             records = [record for record in applied if record.kind != "lora"]
         for record in records:
             editing.check_testable(record)
         for record in records:
-            model = self._model_of(record)
-            yield record, await self._compute(model, lambda edits, one=record: edits.evaluate(one))
+            chosen = self._model_of(record) if references else model
+            yield record, await self._compute(chosen, lambda edits, one=record: edits.evaluate(one))
 
     async def prepare(self, model: str) -> AsyncIterator[tuple[float, int | None]]:
         """Measure what edits need to know of a model. Leaving it stops it.
@@ -262,14 +266,15 @@ class Personalization:
 
     def _model_of(self, record: Record) -> str:
         """What the daemon calls the model of a record."""
-        for worker in self._service.workers():
-            if worker.identity == record.identity:
-                return worker.name
+        with suppress(EdgeRuntimeError):
+            self._service.model_path(record.model)
+            return record.model
+        found = [one.name for one in self._service.workers() if one.identity == record.identity]
         default = self._service.default_model
         with suppress(EdgeRuntimeError):
             if str(self._service.model_path(default).absolute()) == record.model:
-                return default
-        return record.model
+                found.append(default)
+        return found[0] if found else record.model
 
     async def _compute(self, model: str, function: Any, *, beside: bool = False) -> Any:
         try:

@@ -137,10 +137,12 @@ class LocalStream:
 
     def _make(self, tell: Callable[[EditProgress], None]) -> Record:
         from edge_runtime.daemon.editing import queue_edit
+        from edge_runtime.model_store.identity import model_identity
 
         lock = self._lock(tell)
         try:
-            record = queue_edit(self._store, self._engine, self._model, self._request, self._name)
+            identity = model_identity(self._engine.gguf)
+            record = queue_edit(self._store, identity, self._model, self._request, self._name)
             self.edit = edit_of(record)
             for other in self._store.records(record.identity, _QUEUED):
                 if other.id < record.id:

@@ -184,12 +184,13 @@ class LocalEdits:
         return [record for record in applied if record.kind != "lora"]
 
     def _start(self, request: Mapping[str, Any], name: str | None) -> LocalStream:
+        from edge_runtime.daemon.editing import identity_of_prepared
+        from edge_runtime.model_store.store import ModelStore
+
+        identity_of_prepared(ModelStore().resolve(self._model).path)
         loaded = self._edits_of(self._model)
         try:
             engine, edits = loaded.__enter__()
-            from edge_runtime.daemon.editing import check_prepared
-
-            check_prepared(engine)
             return LocalStream(self._store, loaded, (engine, edits), self._named(), request, name)
         except BaseException:
             loaded.__exit__(None, None, None)
