@@ -52,7 +52,11 @@ def _rome(engine: Engine) -> Method:
 
 
 def _mobiedit(engine: Engine) -> Method:
-    return Method(CentralDifferences, PlainDescent(rate=0.02), Budget(_MOBIEDIT_STEPS))
+    return Method(
+        CentralDifferences,
+        PlainDescent(rate=0.02),
+        Budget(_MOBIEDIT_STEPS, patience=_MOBIEDIT_STEPS),
+    )
 
 
 def sides(count: int) -> list[Side]:

@@ -178,9 +178,9 @@ def test_what_was_kept_must_still_lead(objective: Objective) -> None:
 def test_a_search_ends_where_nothing_is_gained(endless: Objective) -> None:
     state = State.at(endless)
     falling = tuple(10.0 * 0.9**step for step in range(13))
-    assert not replace(state, losses=falling).stalled
-    assert not replace(state, losses=(5.0,) * 12).stalled
-    assert replace(state, losses=(5.0,) * 13).stalled
+    assert not replace(state, losses=falling).stalled(12)
+    assert not replace(state, losses=(5.0,) * 12).stalled(12)
+    assert replace(state, losses=(5.0,) * 13).stalled(12)
     stalled = replace(state, losses=(5.0,) * 13, step=13)
     assert search(endless, SpreadSigns(1), Budget(40), state=stalled) is stalled
 

@@ -8,6 +8,8 @@ is never formed: Woodbury's identity needs a matrix of n_samples by n_samples [2
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,6 +17,7 @@ Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 
 RIDGE = 0.002  # of C's mean eigenvalue
+_COLUMNS = 512
 STIFFNESS = 0.1  # lambda, where the edits' own keys have C-norms near 1
 
 
@@ -26,20 +29,33 @@ class KeyCovariance:
     """
 
     def __init__(self, samples: NDArray[np.floating], ridge: float = RIDGE) -> None:
-        self._samples = np.asarray(samples, np.float64)
-        n_samples, _ = self._samples.shape
-        self._ridge = ridge * float((self._samples**2).mean())
-        gram = self._samples @ self._samples.T
+        self._samples = samples
+        n_samples, n_ff = samples.shape
+        gram = np.zeros((n_samples, n_samples))
+        for part in self._parts():
+            gram += part @ part.T
+        self._ridge = ridge * float(np.trace(gram)) / (n_samples * n_ff)
         gram[np.diag_indices(n_samples)] += n_samples * self._ridge
         self._factor = np.linalg.cholesky(gram)
+
+    def _parts(self) -> Iterator[Doubles]:
+        """The samples in double precision, some columns at a time: all of them would take much memory."""
+        for start in range(0, self._samples.shape[1], _COLUMNS):
+            yield self._samples[:, start : start + _COLUMNS].astype(np.float64)
 
     def whitened(self, keys: NDArray[np.floating]) -> Doubles:
         """(n_keys, n_ff) rows ``C⁻¹ k``, by Woodbury's identity."""
         keys = np.asarray(keys, np.float64)
-        inner = np.linalg.solve(self._factor, self._samples @ keys.T)
-        inner = np.linalg.solve(self._factor.T, inner)
-        found: Doubles = (keys - (self._samples.T @ inner).T) / self._ridge
-        return found
+        columns = range(0, keys.shape[1], _COLUMNS)
+        inner = np.zeros((len(self._samples), len(keys)))
+        for start, part in zip(columns, self._parts(), strict=True):
+            inner += part @ keys[:, start : start + _COLUMNS].T
+        inner = np.linalg.solve(self._factor.T, np.linalg.solve(self._factor, inner))
+        found = keys / self._ridge
+        for start, part in zip(columns, self._parts(), strict=True):
+            found[:, start : start + _COLUMNS] -= (part.T @ inner).T / self._ridge
+        whitened: Doubles = found
+        return whitened
 
 
 def readouts(

@@ -18,9 +18,11 @@ from edge_runtime.errors import RequestError
 
 Floats = NDArray[np.float32]
 
-_CELLS = 2048
+_CELLS = 1024
 _SEQUENCES = 256
-_ROWS = 256
+_ROWS = 128
+_LEAST_ROWS = 16
+_LOGITS = 1 << 21  # that are held at once
 
 
 class Workspace:
@@ -143,7 +145,8 @@ class Workspace:
         """Negative log-likelihood, in nats, of each text after its first token."""
         self.clear()
         found: list[float] = []
-        for part in self._batches(texts):
+        most = min(self.rows, max(_LEAST_ROWS, _LOGITS // self.hyperparameters.n_vocab))
+        for part in self._batches(texts, most):
             batch = _whole([texts[number] for number in part], range(len(part)))
             logits = self.forward(batch).logits
             row = 0
@@ -157,12 +160,12 @@ class Workspace:
                 self.model.cells.remove(sequence)
         return found
 
-    def _batches(self, texts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-        """Numbers of texts that are computed at once."""
+    def _batches(self, texts: Sequence[Sequence[int]], most: int) -> Iterator[list[int]]:
+        """Numbers of texts that are computed at once, with `most` tokens."""
         part: list[int] = []
         rows = 0
         for number, text in enumerate(texts):
-            if part and (rows + len(text) > self.rows or len(part) == self.n_sequences):
+            if part and (rows + len(text) > most or len(part) == self.n_sequences):
                 yield part
                 part, rows = [], 0
             part.append(number)
@@ -203,7 +206,7 @@ class Workspace:
             first_of.setdefault(tuple(prompt), number)
         firsts = list(first_of.values())
         logits: dict[int, Floats] = {}
-        for part in self._batches([prompts[number] for number in firsts]):
+        for part in self._batches([prompts[number] for number in firsts], self.rows):
             numbers = [firsts[index] for index in part]
             lengths = [len(prompts[number]) for number in numbers]
             batch = _whole(
