@@ -376,7 +376,7 @@ def devices(tmp_path: Path, demo_model: Path) -> Iterator[Devices]:
         found.close()
 
 
-@pytest.mark.parametrize("name", ["tutorial.md", "daemon.md", "cluster.md"])
+@pytest.mark.parametrize("name", ["tutorial.md", "daemon.md", "cluster.md", "edits.md"])
 def test_the_tutorial_is_true(name: str, devices: Devices) -> None:
     page = REPOSITORY / "docs" / name
     models = REPOSITORY / "models" / "demo"
