@@ -83,11 +83,15 @@ class Editor:
         What `progress` raises ends it between two steps, and `run` can go on with it later.
 
         Raises:
-            RequestError: the edit asks for something impossible, such as what the model says already.
+            AdapterNotFoundError: there is none.
+            RequestError: it has ended, is of another model, or asks for something impossible, such as what
+                the model says already.
             ContextOverflowError: a prompt is too long.
         """
         record = self._store.get(str(record_id))
-        if record.state == "queued":
+        if record.identity != self._identity:
+            raise RequestError(f"{record.name} is of the model {record.model!r}, another one is loaded")
+        if record.state != "running":
             self._store.begin(record_id)
         with Workspace(self._engine, turn=self._turn) as workspace:
             return _Edit(self, workspace, record, progress).run()

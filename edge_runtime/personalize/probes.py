@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from edge_runtime.engine.batch import Batch
 from edge_runtime.engine.graph import Capture
+from edge_runtime.errors import ContextOverflowError
 from edge_runtime.personalize.contexts import Context
 from edge_runtime.personalize.workspace import Workspace
 
@@ -57,6 +58,9 @@ class Probes:
     Args:
         workspace: whose KV cache this uses from now on; nothing else may.
         layer: the edit layer.
+
+    Raises:
+        ContextOverflowError: all contexts together do not fit the KV cache.
     """
 
     def __init__(self, workspace: Workspace, layer: int, contexts: Sequence[Context]) -> None:
@@ -66,7 +70,14 @@ class Probes:
         self._cells = workspace.model.cells
         self._upper = range(layer + 1, workspace.hyperparameters.n_layers)
         workspace.clear()
-        self._bases = [self._base(number, context) for number, context in enumerate(self.contexts)]
+        try:
+            self._bases = [self._base(number, context) for number, context in enumerate(self.contexts)]
+        except ContextOverflowError as error:
+            raise ContextOverflowError(
+                f"the {len(self.contexts)} texts that the change is searched with have "
+                f"{sum(len(context.tokens) for context in self.contexts)} tokens, too many to be held "
+                f"at once ({self._cells.n_cells}); give the sentence with the fact alone"
+            ) from error
 
     def _base(self, number: int, context: Context) -> _Base:
         end = len(context.tokens) - 1  # the last token is only predicted
@@ -132,9 +143,10 @@ class Probes:
         """What one forward pass takes."""
         start = rows = 0
         most = self._workspace.n_sequences - len(self.contexts)
+        most_rows = min(self._workspace.rows, self._cells.n_free)
         for index, number in enumerate(contexts):
             count = len(self._bases[number].hidden)
-            if index > start and (rows + count > self._workspace.rows or index - start == most):
+            if index > start and (rows + count > most_rows or index - start == most):
                 yield range(start, index)
                 start, rows = index, 0
             rows += count
