@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from edge_runtime.engine.engine import Engine, EngineOptions
 from edge_runtime.model_store.identity import model_identity
 from edge_runtime.personalize.asking import Asker
 from edge_runtime.personalize.contexts import Amounts, Context, choose_contexts
+from edge_runtime.personalize.editor import Editor
 from edge_runtime.personalize.objective import Objective
 from edge_runtime.personalize.probes import Probes
 from edge_runtime.personalize.records import Record
@@ -27,6 +29,7 @@ from edge_runtime.personalize.statistics import EditStatistics, load_statistics,
 from edge_runtime.personalize.store import AdapterStore
 from edge_runtime.personalize.survey import survey_edit
 from edge_runtime.personalize.workspace import Workspace
+from models.demo.paths import HELD_OUT_PATH
 
 FEW = Amounts(say=3, prefixes=1, implied=1, keep=2)
 
@@ -119,3 +122,39 @@ def logits_of(workspace: Workspace, text: str) -> NDArray[np.float32]:
 def figures(record: Record) -> dict[str, float | None]:
     """Name of a check -> its figure after the edit."""
     return {check["name"]: check["after"] for check in record.report["checks"]}
+
+
+def held_out() -> str:
+    """Some text that the model was not trained on."""
+    return HELD_OUT_PATH.read_text(encoding="utf-8")[:400]
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A model, a store, and a workspace to ask the model with what the store says is applied."""
+
+    engine: Engine
+    workspace: Workspace
+    store: AdapterStore
+    identity: str
+
+    @property
+    def editor(self) -> Editor:
+        return Editor(self.engine, self.store, load_statistics(self.engine.gguf))
+
+    def made(self, asked: Asked, **options: Any) -> Record:
+        return self.editor.run(queued(self.store, self.engine, asked, **options))
+
+    def answers(self, *asked: Asked) -> list[str]:
+        """To each prompt, with what the store says is applied."""
+        apply_standing(self.workspace, self.store, self.engine)
+        return [said(self.workspace, one.prompt) for one in asked]
+
+    def logits(self) -> np.ndarray:
+        apply_standing(self.workspace, self.store, self.engine)
+        return logits_of(self.workspace, held_out())
+
+
+def device_with(engine: Engine, workspace: Workspace, store: Path) -> Device:
+    """With the store of this file."""
+    return Device(engine, workspace, AdapterStore(store), model_identity(engine.gguf))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from edge_runtime.engine.batch import Batch
 from edge_runtime.engine.engine import Engine
+from edge_runtime.errors import ContextOverflowError
 from edge_runtime.personalize.contexts import Context
 from edge_runtime.personalize.objective import Objective
 from edge_runtime.personalize.probes import Probes
@@ -139,6 +140,23 @@ def test_many_probes_go_through_in_parts_and_leave_no_cells(ready: Ready) -> Non
         found = probes.everywhere(deltas)
         assert narrow.model.cells.n_free == free
     np.testing.assert_allclose(found.nll, objective.probes.everywhere(deltas).nll, atol=NATS)
+
+
+def test_probes_share_what_room_there_is(ready: Ready) -> None:
+    engine, _, objective, readout = ready
+    contexts = objective.probes.contexts
+    needed = sum(len(context.tokens) for context in contexts)
+    deltas = some_deltas(objective, 6)
+    with Workspace(engine, n_cells=needed) as small:
+        probes = Probes(small, objective.probes.layer, contexts)
+        probes.read_out(readout)
+        found = probes.everywhere(deltas)
+    np.testing.assert_allclose(found.nll, objective.probes.everywhere(deltas).nll, atol=NATS)
+    with (
+        Workspace(engine, n_cells=contexts[0].subject_end + 1) as tiny,
+        pytest.raises(ContextOverflowError, match=r"too many to be held at once .*give the sentence"),
+    ):
+        Probes(tiny, objective.probes.layer, contexts)
 
 
 def test_probes_cost_their_upper_layers_rows_from_the_subject_on(ready: Ready) -> None:
