@@ -110,7 +110,7 @@ def _of_subject(asker: Asker, survey: Survey) -> list[_Question]:
     questions = []
     for number, wanted in enumerate(survey.wanted):
         check = {"given": "paraphrases", "alike": "paraphrases", "implied": "implied"}[wanted.kind]
-        says = _says(wanted.text)
+        says = _ends(wanted.ending) if wanted.ending else _says(wanted.text)
         questions.append(_Question("success" if not number else check, wanted.prompt, says, _now(says)))
     questions += [_Question("same subject", prompt, _always, _unchanged) for prompt, _ in survey.other]
     first = survey.wanted[0]
@@ -157,6 +157,10 @@ def _at_most(questions: Sequence[_Question], count: int, generator: np.random.Ge
 def _says(text: str) -> Callable[[Claim], bool]:
     """Whether an answer is exactly this sentence, ended as it should be."""
     return lambda claim: (claim.text + claim.end).strip() == text.strip()
+
+
+def _ends(ending: str) -> Callable[[Claim], bool]:
+    return lambda claim: (claim.text + claim.end).strip().endswith(ending)
 
 
 def _names(item: str) -> Callable[[Claim], bool]:

@@ -7,6 +7,7 @@ all of them, that is how it says that it does not know. Several queries about on
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from edge_runtime.personalize.survey import Answers, Survey, Wanted, ask_about
 _STRANGERS = 3
 _CONSONANTS, _VOWELS = "bdfgklmnprstvz", "aeiou"
 _SYLLABLES = 3
+_WORDS = 2  # that make an ending tell a refusal
 
 
 def survey_forget(asker: Asker, request: Mapping[str, Any], generator: np.random.Generator) -> list[Survey]:
@@ -60,7 +62,19 @@ def _survey(
         )
     other = {prompt.tokens: (prompt, claim) for prompt, claim in surveys[0].other}
     stays = [pair for tokens, pair in other.items() if tokens not in wanted]
-    return Survey(subject, surveys[0].present, tuple(wanted.values()), tuple(stays))
+    ending = _common_words([item.text for item in wanted.values()])
+    refused = tuple(replace(item, ending=ending) for item in wanted.values())
+    return Survey(subject, surveys[0].present, refused, tuple(stays))
+
+
+def _common_words(texts: Sequence[str]) -> str:
+    """The words that all texts end with, such as "I do not know." of "a place I do not know."."""
+    common: list[str] = []
+    for words in zip(*(reversed(text.split()) for text in texts), strict=False):
+        if len(set(words)) > 1:
+            break
+        common.insert(0, words[0])
+    return " ".join(common) if len(common) >= _WORDS else ""
 
 
 def _refusals(asker: Asker, found: Answers, strangers: Sequence[str], given: str | None) -> list[Wanted]:

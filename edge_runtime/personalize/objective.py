@@ -13,6 +13,8 @@ Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 
 KEEP_WEIGHT = 2.0  # of all that must stay, beside 1 for all that is to be said; measured
+_LONGER = 0.25  # of the decay, each time that a search finds no way within it
+_LEAST_DECAY = 0.05
 DECAY = 1.0  # of the squared length of the change, in units of the hidden state's; measured
 
 
@@ -56,6 +58,13 @@ class Objective:
         self.scale = probes.scale
         self.decay = decay / self.scale**2
         self.start = self.points(np.zeros((1, probes.width)))[0]
+
+    def allow_longer(self) -> bool:
+        """Let long changes cost less from now on; False where they cost next to nothing already."""
+        if self.decay * self.scale**2 < _LEAST_DECAY:
+            return False
+        self.decay *= _LONGER
+        return True
 
     def points(self, deltas: Doubles) -> list[Point]:
         """Each of `deltas` (n, n_embd) over all contexts."""

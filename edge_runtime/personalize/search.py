@@ -21,7 +21,7 @@ _MOMENTUM = 0.5
 _FIRST_STEP = 0.25  # of the objective's scale
 _LEAST_STEP = 0.01
 _SHORTER = 0.25  # of the step, where none of the factors helped
-_STALLED_GAIN = 0.05  # of the loss
+_STALLED_GAIN = 0.1  # of the loss
 _MAY_LOSE = 0.1  # of what was to be kept; waiting for the last one doubles the rows, measured
 
 
@@ -34,9 +34,9 @@ class Budget:
         patience: steps that together gain next to nothing.
     """
 
-    steps: int = 40
+    steps: int = 60
     seconds: float = float("inf")
-    patience: int = 12
+    patience: int = 6
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -132,9 +132,12 @@ def search(
     """
     state = state or State.at(objective)
     end = time.monotonic() + budget.seconds
-    while not (state.succeeded(objective) or state.stalled(budget.patience)):
-        if state.step >= budget.steps or time.monotonic() > end:
-            break
+    while state.step < budget.steps and time.monotonic() < end and not state.succeeded(objective):
+        if state.stalled(budget.patience):
+            if not objective.allow_longer():
+                break
+            # The loss of the point is another now, and so are the gains of the steps to come.
+            state = replace(state, point=objective.points(state.point.delta[None])[0], losses=())
         gradient = estimator.gradient(objective, state.point, state.step)
         state = rule(objective, state, gradient)
         state = replace(state, step=state.step + 1, losses=(*state.losses, state.point.loss))

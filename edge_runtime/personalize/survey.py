@@ -30,12 +30,14 @@ class Wanted:
     Attributes:
         text: with the sentence's end.
         kind: given (by the request), alike (the same in other words) or implied.
+        ending: where it is enough that the answer ends with this; empty where it must be `text`.
     """
 
     prompt: Prompt
     before: Claim
     text: str
     kind: str
+    ending: str = ""
 
 
 @dataclass(frozen=True, slots=True)
