@@ -12,6 +12,8 @@ from edge_runtime.personalize.signs import signs
 
 Doubles = NDArray[np.float64]
 
+_LEAST_STEEPNESS = 0.05  # of a context with next to nothing to gain: it is still looked at
+
 
 class Estimator(Protocol):
     """Estimates the gradient of an objective."""
@@ -72,9 +74,6 @@ class SpreadSigns:
         generator = np.random.Generator(np.random.Philox(key=self._seed, counter=[0, 0, 1, step]))
         rest = generator.choice(len(wanted), self._directions - counts.sum(), p=wanted / wanted.sum())
         return generator.permutation(np.concatenate([np.repeat(np.arange(len(wanted)), counts), rest]))
-
-
-_LEAST_STEEPNESS = 0.05
 
 
 class CentralDifferences:
