@@ -58,6 +58,10 @@ class Editor:
         store: where edits are kept; they are read from it and written to it.
         statistics: of the model.
         turn: held during each forward pass, so that answers can be computed in between.
+
+    Attributes:
+        identity: of the model's file.
+        covariance: of the statistics' keys.
     """
 
     def __init__(
@@ -69,13 +73,13 @@ class Editor:
         turn: Callable[[], AbstractContextManager[object]] = nullcontext,
         method: Method | None = None,
     ) -> None:
-        self._engine = engine
-        self._store = store
-        self._statistics = statistics
+        self.engine = engine
+        self.store = store
+        self.statistics = statistics
         self._turn = turn
-        self._method = method or Method()
-        self._identity = model_identity(engine.gguf)
-        self._covariance = KeyCovariance(statistics.keys)
+        self.method = method or Method()
+        self.identity = model_identity(engine.gguf)
+        self.covariance = KeyCovariance(statistics.keys)
 
     def run(self, record_id: int, progress: Report = lambda progress: None) -> Record:
         """Make a queued edit, or go on with one that was interrupted; it is applied or rejected then.
@@ -88,12 +92,12 @@ class Editor:
                 the model says already.
             ContextOverflowError: a prompt is too long.
         """
-        record = self._store.get(str(record_id))
-        if record.identity != self._identity:
+        record = self.store.get(str(record_id))
+        if record.identity != self.identity:
             raise RequestError(f"{record.name} is of the model {record.model!r}, another one is loaded")
         if record.state != "running":
-            self._store.begin(record_id)
-        with Workspace(self._engine, turn=self._turn) as workspace:
+            self.store.begin(record_id)
+        with Workspace(self.engine, turn=self._turn) as workspace:
             return _Edit(self, workspace, record, progress).run()
 
     def revert(self, record_id: int) -> Record:
@@ -103,11 +107,11 @@ class Editor:
             AdapterNotFoundError, RequestError: there is none, or it is not applied.
         """
         while True:
-            applied = self._store.applied(self._identity, solutions=True)
+            applied = self.store.applied(self.identity, solutions=True)
             standing = {number: s for number, s in applied.solutions.items() if number != record_id}
             solved = self.solved(replace(applied, solutions=standing), {})
-            if self._store.revert(record_id, solved, applied.revision):
-                return self._store.get(str(record_id))
+            if self.store.revert(record_id, solved, applied.revision):
+                return self.store.get(str(record_id))
 
     def evaluate(self, record_id: int) -> list[Check]:
         """The checks of an applied edit once more, against the model without it.
@@ -115,12 +119,12 @@ class Editor:
         Raises:
             AdapterNotFoundError: there is none. RequestError: it is not applied.
         """
-        record = self._store.get(str(record_id))
+        record = self.store.get(str(record_id))
         if record.state != "applied" or record.kind == "lora":
             raise RequestError(
                 f"{record.name} is {record.state}; only an edit that is applied can be checked"
             )
-        with Workspace(self._engine, turn=self._turn) as workspace:
+        with Workspace(self.engine, turn=self._turn) as workspace:
             return _Edit(self, workspace, record, lambda progress: None).examine_again()
 
     def solved(self, applied: Applied, new: Mapping[int, Sequence[Part]]) -> dict[int, tuple[LowRank, ...]]:
@@ -129,19 +133,19 @@ class Editor:
         edits: dict[int, Sequence[Part]] = {
             number: parts_of(by_id[number], solution)
             for number, solution in applied.solutions.items()
-            if solution.layer == self._statistics.layer
+            if solution.layer == self.statistics.layer
         }
-        return solve_together(self._covariance, self._statistics.layer, {**edits, **new})
+        return solve_together(self.covariance, self.statistics.layer, {**edits, **new})
 
 
 class _Edit:
     """One edit on its way."""
 
     def __init__(self, editor: Editor, workspace: Workspace, record: Record, progress: Report) -> None:
-        statistics = editor._statistics
+        statistics = editor.statistics
         self._editor = editor
-        self._method = editor._method
-        self._store = editor._store
+        self._method = editor.method
+        self._store = editor.store
         self._workspace = workspace
         self._record = record
         self._layer = statistics.layer
@@ -149,8 +153,9 @@ class _Edit:
         self._started = time.monotonic()
         self._last_kept = 0.0
         self._search_rows = 0.0
-        self._asker = Asker(workspace, statistics.templates, statistics.usual, editor._engine.chat_template)
-        self._applied = self._store.applied(editor._identity, solutions=True)
+        self._contexts = {"say": 0, "keep": 0}  # that were computed in each step
+        self._asker = Asker(workspace, statistics.templates, statistics.usual, editor.engine.chat_template)
+        self._applied = self._store.applied(editor.identity, solutions=True)
         kept = self._store.progress(record.id)
         self._kept = from_bytes(kept) if kept is not None else Kept()
 
@@ -198,25 +203,31 @@ class _Edit:
 
     def _search(self, number: int, survey: Survey) -> tuple[Part, State]:
         """Find what one subject needs."""
-        statistics = self._editor._statistics
+        statistics = self._editor.statistics
         contexts = choose_contexts(self._asker, survey, statistics.sentences, self._generator(10 + number))
+        for context in contexts:
+            self._contexts[context.goal] += 1
         probes = Probes(self._workspace, self._layer, contexts)
         keys = probes.keys[[context.goal == "say" for context in contexts]]
-        probes.read_out(readouts(self._editor._covariance, keys, np.ones((len(keys), 1)))[0])
+        probes.read_out(readouts(self._editor.covariance, keys, np.ones((len(keys), 1)))[0])
         objective = Objective(probes)
         state = self._kept.state_of(number, objective)
         budget = self._budget()
 
         def after_step(state: State) -> None:
             self._keep(number, state)
-            says = state.point.values[objective.says]
-            self._tell(
-                "searching",
-                step=state.step,
-                steps=budget.steps,
-                loss=state.point.loss,
-                probability=float(np.exp(-says[0])),
-            )
+            likelihood = state.point.values[objective.says][0]
+            try:
+                self._tell(
+                    "searching",
+                    step=state.step,
+                    steps=budget.steps,
+                    loss=state.point.loss,
+                    probability=float(np.exp(-likelihood)),
+                )
+            except BaseException:  # whoever stops an edit in order loses nothing of it
+                self._keep(number, state, at_once=True)
+                raise
 
         state = search(
             objective,
@@ -250,7 +261,7 @@ class _Edit:
         solution = solution_of(self._layer, parts)
         while True:
             self._tell("solving")
-            applied = self._store.applied(self._editor._identity, solutions=True)
+            applied = self._store.applied(self._editor.identity, solutions=True)
             solved = self._editor.solved(applied, {record.id: parts})
             names = {other.id: other.name for other in (*applied.records, record)}
             everything = {**applied.changes, **{names[number]: changes for number, changes in solved.items()}}
@@ -263,7 +274,7 @@ class _Edit:
                 if not check.passed
             ]
             passed = not reasons or bool(record.request.get("force"))
-            report = self._facts(checks, reasons, states, solution.keys)
+            report = self._facts(checks, reasons, states)
             if passed:
                 done = self._store.finish(record.id, "applied", report, solution, solved, applied.revision)
             else:
@@ -272,9 +283,7 @@ class _Edit:
             if done:
                 return self._store.get(str(record.id))
 
-    def _facts(
-        self, checks: list[Check], reasons: list[str], states: list[State], keys: Any
-    ) -> dict[str, Any]:
+    def _facts(self, checks: list[Check], reasons: list[str], states: list[State]) -> dict[str, Any]:
         return {
             "checks": [check.facts() for check in checks],
             "reasons": reasons,
@@ -284,5 +293,6 @@ class _Edit:
             "search_rows": self._search_rows + self._kept.rows,
             "seconds": time.monotonic() - self._started + self._kept.seconds,
             "layer": self._layer,
-            "contexts": {"say": len(keys)},
+            "contexts": self._contexts,
+            "memory_bytes": self._workspace.nbytes,
         }

@@ -66,6 +66,11 @@ class Workspace:
         """Sequences that can be kept apart."""
         return self.model.cells.n_sequences
 
+    @property
+    def nbytes(self) -> int:
+        """Memory that computing here takes beside the engine's own: KV cache and intermediate values."""
+        return self.model.kv_bytes + self.model.backend.graph_bytes
+
     def __enter__(self) -> Workspace:
         return self
 
