@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from edge_runtime.personalize.estimators import CentralDifferences, Estimator, SpreadSigns
 from edge_runtime.personalize.objective import Objective, Point
+from edge_runtime.personalize.probes import Probes
 from edge_runtime.personalize.resume import Kept, from_bytes, to_bytes
 from edge_runtime.personalize.search import Budget, PlainDescent, State, line_search, search
 from edge_runtime.personalize.signs import signs
@@ -76,17 +77,27 @@ def test_more_signs_than_the_order_are_there() -> None:
 
 
 @pytest.fixture(scope="module")
-def objective(demo_model: Path) -> Iterator[Objective]:
+def probes(demo_model: Path) -> Iterator[Probes]:
     with opened(demo_model) as engine, Workspace(engine) as workspace:
-        yield objective_of(engine, workspace)[0]
+        yield objective_of(engine, workspace)[0].probes
 
 
 @pytest.fixture(scope="module")
-def endless(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Objective]:
-    """Of a target that the model has no words for, with float32 weights."""
+def endless_probes(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Probes]:
     path = in_float32(demo_model, tmp_path_factory.mktemp("float32"))
     with opened(path) as engine, Workspace(engine) as workspace:
-        yield objective_of(engine, workspace, LONG, FEW)[0]
+        yield objective_of(engine, workspace, LONG, FEW)[0].probes
+
+
+@pytest.fixture
+def objective(probes: Probes) -> Objective:
+    return Objective(probes)
+
+
+@pytest.fixture
+def endless(endless_probes: Probes) -> Objective:
+    """Of a target that the model has no words for, with float32 weights."""
+    return Objective(endless_probes)
 
 
 def cosine(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
@@ -245,6 +256,21 @@ def test_a_search_goes_on_where_it_was(endless: Objective) -> None:
     # Its rows stand in another batch when the point is computed again, and differ in their last bits.
     assert done.point.loss == pytest.approx(whole.point.loss, rel=0.02)
     assert cosine(done.point.delta, whole.point.delta) > 0.99
+
+
+def test_a_search_that_was_allowed_longer_changes_still_is(
+    endless: Objective, endless_probes: Probes
+) -> None:
+    stalled = replace(State.at(endless), losses=(5.0,) * 20, step=20)
+    state = search(endless, SpreadSigns(1), Budget(21), state=stalled)
+    assert (state.longer, len(state.losses)) == (1, 1)
+    assert endless.decay < Objective(endless_probes).decay
+    kept = from_bytes(to_bytes(Kept().with_state(0, state)))
+    again = Objective(endless_probes)
+    found = kept.state_of(0, again)
+    assert found is not None and found.longer == 1
+    assert again.decay == endless.decay
+    assert found.point.loss == pytest.approx(state.point.loss, rel=1e-3)
 
 
 def test_a_state_of_another_model_is_as_none(endless: Objective) -> None:

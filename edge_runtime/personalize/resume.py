@@ -24,6 +24,7 @@ class SavedSearch:
     step: int
     length: float
     losses: tuple[float, ...]
+    longer: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,7 +42,9 @@ class Kept:
 
     def with_state(self, number: int, state: State) -> Kept:
         """With a search's state in place of what there was of it."""
-        saved = SavedSearch(state.point.delta, state.momentum, state.step, state.length, state.losses)
+        saved = SavedSearch(
+            state.point.delta, state.momentum, state.step, state.length, state.losses, state.longer
+        )
         return replace(self, searches={**self.searches, number: saved})
 
     def after(self, seconds: float, rows: float) -> Kept:
@@ -49,7 +52,11 @@ class Kept:
         return replace(self, seconds=self.seconds + seconds, rows=self.rows + rows)
 
     def state_of(self, number: int, objective: Objective) -> State | None:
-        """Where a search goes on; None where it begins, or where the model has become another."""
+        """Where a search goes on; None where it begins, or where the model has become another.
+
+        Args:
+            objective: new; it allows changes as long as it did then.
+        """
         saved = self.searches.get(number)
         if saved is None:
             return None
@@ -57,8 +64,11 @@ class Kept:
         for vector in (saved.delta, saved.momentum):
             if vector.shape != width or vector.dtype != np.float64 or not np.isfinite(vector).all():
                 return None
+        for _ in range(saved.longer):
+            if not objective.allow_longer():
+                break
         point = objective.points(saved.delta[None])[0]
-        return State(point, saved.step, saved.momentum, saved.length, saved.losses)
+        return State(point, saved.step, saved.momentum, saved.length, saved.losses, saved.longer)
 
 
 def to_bytes(kept: Kept) -> bytes:
@@ -67,7 +77,7 @@ def to_bytes(kept: Kept) -> bytes:
     meta = {
         "seconds": kept.seconds,
         "rows": kept.rows,
-        "searches": {str(number): [s.step, s.length, list(s.losses)] for number, s in searches},
+        "searches": {str(number): [s.step, s.length, list(s.losses), s.longer] for number, s in searches},
     }
     arrays: dict[str, Any] = {"meta": np.frombuffer(json.dumps(meta).encode(), np.uint8)}
     for number, saved in searches:
@@ -89,8 +99,9 @@ def from_bytes(content: bytes) -> Kept:
                     int(step),
                     float(length),
                     tuple(float(loss) for loss in losses),
+                    int(longer),
                 )
-                for number, (step, length, losses) in meta["searches"].items()
+                for number, (step, length, losses, longer) in meta["searches"].items()
             }
             return Kept(searches, float(meta["seconds"]), float(meta["rows"]))
     # RuntimeError: encrypted, of an unknown compression, or JSON that nests too deeply.

@@ -48,7 +48,8 @@ class State:
         step: how many were made.
         momentum: (n_embd,) the running mean of the gradients.
         length: of the last step.
-        losses: after each step.
+        losses: after each step, since longer changes were allowed.
+        longer: how often they were.
     """
 
     point: Point
@@ -56,6 +57,7 @@ class State:
     momentum: Doubles
     length: float
     losses: tuple[float, ...] = field(default=())
+    longer: int = 0
 
     @classmethod
     def at(cls, objective: Objective, point: Point | None = None) -> State:
@@ -137,7 +139,8 @@ def search(
             if not objective.allow_longer():
                 break
             # The loss of the point is another now, and so are the gains of the steps to come.
-            state = replace(state, point=objective.points(state.point.delta[None])[0], losses=())
+            again = objective.points(state.point.delta[None])[0]
+            state = replace(state, point=again, losses=(), longer=state.longer + 1)
         gradient = estimator.gradient(objective, state.point, state.step)
         state = rule(objective, state, gradient)
         state = replace(state, step=state.step + 1, losses=(*state.losses, state.point.loss))
