@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from benchmarks.correctness_trained import requantized
 from edge_runtime.engine.engine import Engine, EngineOptions
 from edge_runtime.personalize.preparing import prepare
 from edge_runtime.personalize.statistics import load_statistics, save_statistics, statistics_path
@@ -21,21 +21,10 @@ def demo_models() -> Mapping[str, Path]:
 
 def _requantized() -> Path:
     """The demo model as Q4_0, by llama.cpp's quantizer; made once, like its statistics."""
-    import llama_cpp
-
     _CACHE.mkdir(parents=True, exist_ok=True)
     path = _CACHE / "edge-demo-q4_0.gguf"
     if not path.exists():
-        parameters = llama_cpp.llama_model_quantize_default_params()
-        parameters.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0
-        parameters.allow_requantize = True
-        unfinished = path.with_suffix(".unfinished")
-        failed = llama_cpp.llama_model_quantize(
-            str(MODEL_PATH).encode(), str(unfinished).encode(), parameters
-        )
-        if failed:
-            raise RuntimeError(f"llama.cpp could not quantize {MODEL_PATH} ({failed})")
-        shutil.move(unfinished, path)
+        requantized(MODEL_PATH, "Q4_0", path.with_suffix(".unfinished")).replace(path)
     if not statistics_path(path).exists():
         with Engine.load(path, EngineOptions(threads=1)) as engine:
             with Engine.load(MODEL_PATH, EngineOptions(threads=1)) as other:
