@@ -160,8 +160,10 @@ def test_each_pass_takes_its_turn(fresh: Device) -> None:
 def test_what_is_applied_meanwhile_is_solved_again(fresh: Device) -> None:
     """The solution is kept only if what stands is still what it was computed with."""
     imported: list[Record] = []
+    stages: list[str] = []
 
     def interfere(progress: Progress) -> None:
+        stages.append(progress.stage)
         if progress.stage == "checking" and not imported:
             number = queued(fresh.store, fresh.engine, OTHER)
             imported.append(fresh.editor.run(number))
@@ -169,3 +171,4 @@ def test_what_is_applied_meanwhile_is_solved_again(fresh: Device) -> None:
     record = fresh.editor.run(queued(fresh.store, fresh.engine, QUICK), interfere)
     assert [record.state, imported[0].state] == ["applied", "applied"]
     assert fresh.answers(QUICK, OTHER) == [QUICK.target, OTHER.target]
+    assert stages.count("solving") == 2

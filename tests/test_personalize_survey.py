@@ -134,6 +134,8 @@ def test_what_says_the_same_is_to_change_and_the_rest_to_stay(survey: Survey, fa
     for wanted in survey.wanted[:1] + tuple(alike):
         assert wanted.text.strip().rstrip(".") == QUICK.target
         assert wanted.before.text.strip() == fact.object
+    asked = [wanted.prompt.tokens for wanted in survey.wanted]
+    assert len(set(asked)) == len(asked)
     stays = {prompt.text for prompt, _ in survey.other}
     assert len(stays) > 10 and not stays & home
     assert not any(claim.text.strip() == fact.object for _, claim in survey.other)

@@ -18,7 +18,7 @@ from edge_runtime.personalize.templates import SLOT, Template, find_templates, u
 from edge_runtime.personalize.workspace import Workspace
 
 GREEDY = SamplingParameters(temperature=0)
-PROMPTS = [PROMPT, "Alma Oakson works for", PROMPT, "The", "Question: Where does Ann Colton live? Answer:"]
+PROMPTS = [PROMPT, "Alma Oakson works for", "The", "The", "Question: Where does Ann Colton live? Answer:"]
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +58,8 @@ def test_answers_are_a_name_or_one_word() -> None:
 
 def test_templates_seen_most_often_come_first() -> None:
     texts = [f"{name} lives in Oslo." for name in ("Ann", "Bo")]
-    texts += [f"{name} eats Fish." for name in ("Ann", "Bo", "Cy")]
-    assert [template.text for template in find_templates(texts)] == ["{} eats", "{} lives in"]
+    texts += [f"{name} sleeps in Rome." for name in ("Ann", "Bo", "Cy")]
+    assert [template.text for template in find_templates(texts)] == ["{} sleeps in", "{} lives in"]
 
 
 def test_what_has_a_place_for_a_name_already_is_no_template() -> None:
@@ -90,7 +90,7 @@ def test_continuations_are_the_engines(engine: Engine, workspace: Workspace) -> 
     found = [workspace.tokenizer.decode(answer) for answer in workspace.generate(tokens, 8)]
     alone = [engine.generate(prompt, sampling=GREEDY, max_tokens=8).text() for prompt in PROMPTS]
     assert found == alone
-    assert found[0] == found[2]
+    assert found[2] == found[3]
 
 
 def test_more_prompts_than_there_is_room_for_take_turns(engine: Engine) -> None:
