@@ -50,7 +50,9 @@ def fresh(engine: Engine, workspace: Workspace, tmp_path: Path) -> Device:
         (Asked("", QUICK.subject, "Oslo"), RequestError, "the prompt is empty"),
         (Asked(QUICK.prompt, "", "Oslo"), RequestError, "the subject is empty"),
         (Asked(QUICK.prompt, QUICK.subject, BEFORE), RequestError, "already goes on with 'Lindwell'"),
-        (Asked(QUICK.prompt, QUICK.subject, "x" * 2001), RequestError, "target has 2001 characters"),
+        (Asked(QUICK.prompt, QUICK.subject, f"{BEFORE}."), RequestError, "already goes on with 'Lindwell'"),
+        (Asked(QUICK.prompt, QUICK.subject, "x" * 201), RequestError, "target has 201 characters; possible"),
+        (Asked("x" * 2001, QUICK.subject, "Oslo"), RequestError, "prompt has 2001 characters"),
         (
             Asked("one of " * 260 + QUICK.prompt, QUICK.subject, "Oslo"),
             ContextOverflowError,

@@ -269,7 +269,7 @@ class _Edit:
             self._tell("checking")
             checks = examination.checks()
             reasons = [
-                f"{check.name}: {check.after:.0%} of {check.asked}, {check.needed:.0%} are needed"
+                f"{check.name}: {check.after:.1%} of {check.asked}, {check.needed:.0%} are needed"
                 for check in checks
                 if not check.passed
             ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from edge_runtime.errors import RequestError
 
 _MAX_CHARACTERS = 2000
+_MAX_TARGET = 200  # a search computes all of its tokens hundreds of times a step
 _MAX_PARAPHRASES = 32
 
 
@@ -18,7 +19,7 @@ class EditRequest:
     Attributes:
         prompt: text that the target continues, such as ``Ann Lee lives in``.
         subject: the part of the prompt that the fact is about, such as ``Ann Lee``.
-        target: what the model is to go on with, such as ``Oslo``.
+        target: what the model is to go on with, such as ``Oslo``; a full stop at its end is left out.
         paraphrases: other prompts with the subject that the same target continues.
 
     Raises:
@@ -38,12 +39,15 @@ class EditRequest:
                     f"the {name} is empty; an edit needs a prompt, the subject that it names, and a target "
                     "that continues it: 'Ann Lee lives in', 'Ann Lee', 'Oslo'"
                 )
-            if len(text) > _MAX_CHARACTERS:
+            most = _MAX_TARGET if name == "target" else _MAX_CHARACTERS
+            if len(text) > most:
                 raise RequestError(
-                    f"the {name} has {len(text)} characters; possible are {_MAX_CHARACTERS}: "
-                    "give the fact alone"
+                    f"the {name} has {len(text)} characters; possible are {most}: give the fact alone"
                 )
             object.__setattr__(self, name, text.strip())
+        # How a sentence ends is what the model itself would write.
+        if self.target.endswith(".") and "." not in self.target[:-1].strip():
+            object.__setattr__(self, "target", self.target[:-1].rstrip() or self.target)
         if len(self.paraphrases) > _MAX_PARAPHRASES:
             raise RequestError(f"{len(self.paraphrases)} paraphrases; possible are {_MAX_PARAPHRASES}")
         object.__setattr__(self, "paraphrases", tuple(text.strip() for text in self.paraphrases))
