@@ -227,7 +227,7 @@ def test_contexts_are_drawn_from_the_generator(asker: Asker, survey: Survey) -> 
 
 
 def test_a_context_beyond_what_the_model_was_trained_for_is_refused(asker: Asker) -> None:
-    long = EditRequest(QUICK.prompt, QUICK.subject, "so " * 600)
+    long = EditRequest("so " * 470 + QUICK.prompt, QUICK.subject, "so " * 60)
     survey = survey_edit(asker, long)
     with pytest.raises(ContextOverflowError, match=r"what is to follow have \d+ tokens.*trained for 512"):
         chosen(asker, survey)

@@ -269,7 +269,7 @@ class _Edit:
             self._tell("checking")
             checks = examination.checks()
             reasons = [
-                f"{check.name}: {check.after:.1%} of {check.asked}, {check.needed:.0%} are needed"
+                f"{check.name}: {100 * check.after:.3g}% of {check.asked}, {check.needed:.0%} are needed"
                 for check in checks
                 if not check.passed
             ]
