@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
-from edge_runtime.engine import ggml
 from edge_runtime.engine.architecture import Hyperparameters
+from edge_runtime.engine.dequantize import rows_as_floats
 from edge_runtime.engine.gguf import GGUFFile
 from edge_runtime.errors import UnsupportedModelError
-
-
-def dequantized(gguf: GGUFFile, name: str) -> NDArray[np.float32]:
-    """A tensor's values as float32, (n_out, n_in) for a matrix."""
-    record = gguf.tensors[name]
-    values = np.empty(tuple(reversed(record.shape)), np.float32)
-    source = np.frombuffer(gguf.tensor_bytes(name), np.uint8)
-    if record.type == ggml.TYPE_F32:
-        return source.view(np.float32).reshape(values.shape).copy()
-    convert = ggml.CONVERT(ggml.get_type_traits(record.type).contents.to_float)
-    convert(source.ctypes.data, values.ctypes.data, values.size)
-    return values
 
 
 class TorchLlama:
@@ -38,7 +24,10 @@ class TorchLlama:
         if hp.qk_norm or hp.rope.neox or "rope_freqs.weight" in gguf.tensors:
             raise UnsupportedModelError("back-propagation in torch is there for plain LLaMA models alone")
         self.hyperparameters = hp
-        self.weights = {name: torch.from_numpy(dequantized(gguf, name)) for name in gguf.tensors}
+        self.weights = {
+            name: torch.from_numpy(rows_as_floats(gguf, name)).reshape(tuple(reversed(record.shape)))
+            for name, record in gguf.tensors.items()
+        }
         frequency = hp.rope.freq_base ** (
             -torch.arange(0, hp.rope.n_dims, 2, dtype=torch.float64) / hp.rope.n_dims
         )

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from edit_requests import LONG
+from edit_requests import LONG, QUICK
 from editing_parts import FEW, generator, in_float32, objective_of, opened
 from numpy.typing import NDArray
 
+from edge_runtime.personalize.contexts import Amounts
 from edge_runtime.personalize.estimators import CentralDifferences, Estimator, SpreadSigns
 from edge_runtime.personalize.objective import Objective, Point
 from edge_runtime.personalize.probes import Probes
@@ -114,11 +115,12 @@ def away(objective: Objective, length: float = 1.0) -> Point:
 ESTIMATORS: list[Estimator] = [
     SpreadSigns(1),
     SpreadSigns(1, antithetic=True),
+    SpreadSigns(1, guided=True),
     CentralDifferences(1, directions=32),
 ]
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS, ids=["signs", "antithetic", "Gaussian"])
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=["signs", "antithetic", "guided", "Gaussian"])
 @pytest.mark.parametrize("length", [0.0, 1.0])
 def test_against_the_gradient_the_loss_falls(
     objective: Objective, estimator: Estimator, length: float
@@ -131,15 +133,30 @@ def test_against_the_gradient_the_loss_falls(
     assert down.loss < point.loss < up.loss
 
 
-def test_estimates_of_several_steps_agree(objective: Objective) -> None:
+@pytest.mark.parametrize("guided", [False, True])
+def test_estimates_of_several_steps_agree(objective: Objective, guided: bool) -> None:
     """Other directions and other contexts, the same gradient: its mean is no accident."""
     point = away(objective)
-    estimates = [SpreadSigns(2, directions=512).gradient(objective, point, step) for step in range(4)]
+    estimator = SpreadSigns(2, directions=512, guided=guided)
+    estimates = [estimator.gradient(objective, point, step) for step in range(4)]
     mean = np.mean(estimates, axis=0)
     central = CentralDifferences(4, directions=128).gradient(objective, point, 0)
     assert cosine(estimates[0] + estimates[1], estimates[2] + estimates[3]) > 0.5
     assert cosine(mean, central) > 0.5
     assert np.linalg.norm(mean) == pytest.approx(np.linalg.norm(central), rel=0.5)
+
+
+def test_along_a_guide_the_slope_is_measured_and_not_drawn(demo_model: Path) -> None:
+    with opened(demo_model) as engine, Workspace(engine) as workspace:
+        one = Amounts(say=1, prefixes=0, implied=0, keep=2)
+        objective, _ = objective_of(engine, workspace, QUICK, one)
+        (guide,), (said,) = objective.guides, np.flatnonzero(objective.says)
+        # At the start what is kept is flat, so all that is estimated is of the one context to be said.
+        estimate = SpreadSigns(1, distance=0.1, guided=True).gradient(objective, objective.start, 0)
+        distance = 0.1 * objective.scale
+        ahead = objective.values(distance * guide[None], np.array([said]))[0]
+    slope = objective.weights[said] * (ahead - objective.start.values[said]) / distance
+    assert float(estimate @ guide) == pytest.approx(slope, rel=0.02)
 
 
 def test_a_gradient_is_the_same_again(objective: Objective) -> None:

@@ -53,6 +53,12 @@ class Check:
         """Whether the figure is as high as is needed."""
         return self.needed is None or self.after is None or self.after >= self.needed
 
+    @property
+    def reason(self) -> str:
+        """Why it has not passed."""
+        found, needed = (100 * (share or 0.0) for share in (self.after, self.needed))
+        return f"{self.name}: {found:.3g}% of {self.asked}, {needed:.3g}% are needed"
+
     def facts(self) -> dict[str, Any]:
         """As a report keeps it."""
         return {**asdict(self), "passed": self.passed}

@@ -242,7 +242,8 @@ class _Edit:
 
     def _budget(self) -> Budget:
         request, budget = self._record.request, self._method.budget
-        return Budget(request.get("steps") or budget.steps, request.get("seconds") or budget.seconds)
+        steps, seconds = (request.get("steps") or budget.steps), (request.get("seconds") or budget.seconds)
+        return replace(budget, steps=steps, seconds=seconds)
 
     def _keep(self, number: int, state: State, *, at_once: bool = False) -> None:
         """Write the search's state down now and then, so that a restart loses little."""
@@ -268,11 +269,7 @@ class _Edit:
             self._workspace.apply(everything)
             self._tell("checking")
             checks = examination.checks()
-            reasons = [
-                f"{check.name}: {100 * check.after:.3g}% of {check.asked}, {check.needed:.0%} are needed"
-                for check in checks
-                if not check.passed
-            ]
+            reasons = [check.reason for check in checks if not check.passed]
             passed = not reasons or bool(record.request.get("force"))
             report = self._facts(checks, reasons, states)
             if passed:

@@ -34,15 +34,24 @@ class SpreadSigns:
         directions: a step.
         distance: of a probe from the point, in units of the objective's scale.
         antithetic: measure both sides, with half as many directions.
+        guided: also measure each context that is to be said along what the logit lens says of it. It costs
+            3 % more rows and gained nothing on the demo model, at no layer.
     """
 
     def __init__(
-        self, seed: int, directions: int = 256, distance: float = 0.1, *, antithetic: bool = False
+        self,
+        seed: int,
+        directions: int = 256,
+        distance: float = 0.1,
+        *,
+        antithetic: bool = False,
+        guided: bool = False,
     ) -> None:
         self._seed = seed
         self._directions = directions // 2 if antithetic else directions
         self._distance = distance
         self._antithetic = antithetic
+        self._guided = guided
 
     def gradient(self, objective: Objective, point: Point, step: int) -> Doubles:
         """As `Estimator.gradient`."""
@@ -50,16 +59,47 @@ class SpreadSigns:
         contexts = self._assigned(objective, point, step)
         # Columns of length one: a direction's square sums to 1.
         directions = signs(self._seed, step, self._directions, width) / np.sqrt(width)
+        shares = width * objective.weights[contexts] / np.bincount(contexts)[contexts]
+        if self._guided:
+            estimate = self._with_guides(objective, point, directions, contexts, shares)
+        else:
+            estimate = (shares * self._slopes(objective, point, directions, contexts)) @ directions
+        return estimate + 2 * objective.decay * point.delta
+
+    def _slopes(
+        self, objective: Objective, point: Point, directions: Doubles, contexts: NDArray[np.int64]
+    ) -> Doubles:
+        """(n,) of each direction on its context."""
         distance = self._distance * objective.scale
         ahead = objective.values(point.delta + distance * directions, contexts)
         if self._antithetic:
             behind = objective.values(point.delta - distance * directions, contexts)
-            slopes = (ahead - behind) / (2 * distance)
+            slopes: Doubles = (ahead - behind) / (2 * distance)
         else:
             slopes = (ahead - point.values[contexts]) / distance
-        shares = objective.weights[contexts] / np.bincount(contexts)[contexts]
-        estimate: Doubles = width * (shares * slopes) @ directions
-        return estimate + 2 * objective.decay * point.delta
+        return slopes
+
+    def _with_guides(
+        self,
+        objective: Objective,
+        point: Point,
+        directions: Doubles,
+        contexts: NDArray[np.int64],
+        shares: Doubles,
+    ) -> Doubles:
+        """The estimate with each said context's slope along its guide known, and not drawn by lot."""
+        said = np.flatnonzero(objective.says)
+        guides = objective.guides
+        slopes = self._slopes(
+            objective, point, np.concatenate([directions, guides]), np.concatenate([contexts, said])
+        )
+        random = shares * slopes[: len(directions)]
+        along = np.zeros((len(objective.says), directions.shape[1]))
+        along[said] = guides
+        drawn = np.bincount(contexts, random * (directions * along[contexts]).sum(axis=1), len(along))
+        known = objective.weights[said] * slopes[len(directions) :]
+        estimate: Doubles = random @ directions + (known - drawn[said]) @ guides
+        return estimate
 
     def _assigned(self, objective: Objective, point: Point, step: int) -> NDArray[np.int64]:
         """A context for each direction, the more often the steeper it is likely to be."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +59,12 @@ class Objective:
         self.scale = probes.scale
         self.decay = decay / self.scale**2
         self.start = self.points(np.zeros((1, probes.width)))[0]
+
+    @cached_property
+    def guides(self) -> Doubles:
+        """(number of contexts to be said, n_embd) directions of length 1 from the logit lens."""
+        found: Doubles = self.probes.lens_directions()[self.says]
+        return found
 
     def allow_longer(self) -> bool:
         """Let long changes cost less from now on; False where they cost next to nothing already."""

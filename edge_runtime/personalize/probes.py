@@ -19,6 +19,7 @@ from edge_runtime.engine.batch import Batch
 from edge_runtime.engine.graph import Capture
 from edge_runtime.errors import ContextOverflowError
 from edge_runtime.personalize.contexts import Context
+from edge_runtime.personalize.lens import lens_directions
 from edge_runtime.personalize.workspace import Workspace
 
 Floats = NDArray[np.float32]
@@ -113,6 +114,13 @@ class Probes:
     def width(self) -> int:
         """n_embd."""
         return int(self._bases[0].hidden.shape[1])
+
+    def lens_directions(self) -> Doubles:
+        """(n_contexts, n_embd) what the logit lens sees before each continuation, to make it likelier."""
+        rows = [context.n_prompt - 1 - context.subject_end for context in self.contexts]
+        hidden = np.stack([base.hidden[row] for base, row in zip(self._bases, rows, strict=True)])
+        tokens = np.array([context.targets[0] for context in self.contexts])
+        return lens_directions(self._workspace.gguf, self._workspace.hyperparameters, hidden, tokens)
 
     @property
     def readouts(self) -> list[Floats]:

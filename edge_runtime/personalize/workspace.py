@@ -46,6 +46,7 @@ class Workspace:
         rows: int = _ROWS,
         turn: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
+        self.gguf = engine.gguf
         self.tokenizer = engine.tokenizer
         self.hyperparameters = engine.hyperparameters
         self.rows = rows
