@@ -12,6 +12,7 @@ import pytest
 from http_file_server import FileServer
 from program import REPOSITORY, Program
 
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as the program has it; before numpy is loaded
 DEMO_MODEL = REPOSITORY / "models" / "demo" / "edge-demo-q8_0.gguf"
 
 

@@ -15,7 +15,7 @@ from edge_runtime.engine.adapters import LowRank
 from edge_runtime.engine.engine import Engine
 from edge_runtime.personalize.asking import Asker
 from edge_runtime.personalize.checks import NEEDED, Check, Examination
-from edge_runtime.personalize.contexts import Amounts
+from edge_runtime.personalize.contexts import Amounts, choose_contexts
 from edge_runtime.personalize.estimators import SpreadSigns
 from edge_runtime.personalize.request import EditRequest
 from edge_runtime.personalize.search import Budget, search
@@ -132,3 +132,16 @@ def test_a_bound_is_met_or_not(after: float | None, needed: float | None, passed
 
 def test_the_same_questions_are_drawn_again(asker: Asker, survey: Survey) -> None:
     assert examined(asker, survey, None) == examined(asker, survey, None)
+
+
+def test_what_a_long_prompt_leaves_no_room_for_is_not_asked(asker: Asker) -> None:
+    asker.workspace.apply({})
+    long = EditRequest("so " * 484 + QUICK.prompt, QUICK.subject, QUICK.target)
+    survey = survey_edit(asker, long)
+    alike = [wanted for wanted in survey.wanted if wanted.kind == "alike" and "?" not in wanted.prompt.text]
+    statements = [wanted for wanted in alike if wanted.prompt.origin != "chat"]
+    checks = examined(asker, survey, None)
+    assert checks["success"].asked == 1
+    assert checks["negation"].asked == min(3, len(statements))
+    contexts = choose_contexts(asker, survey, ["Ann lives in Oslo."], generator())
+    assert sum(context.n_prompt > 480 for context in contexts) == 1

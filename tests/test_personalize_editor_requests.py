@@ -16,6 +16,7 @@ from edge_runtime.errors import ContextOverflowError, ModelFileError, RequestErr
 from edge_runtime.personalize.editor import Editor, Method
 from edge_runtime.personalize.progress import Cancelled, Progress
 from edge_runtime.personalize.records import Record
+from edge_runtime.personalize.resume import Kept, Spent, to_bytes
 from edge_runtime.personalize.search import Budget
 from edge_runtime.personalize.statistics import load_statistics, statistics_path
 from edge_runtime.personalize.workspace import Workspace
@@ -141,6 +142,20 @@ def test_a_cancelled_edit_goes_on_later(fresh: Device) -> None:
     assert record.state == "applied"
     assert rest[0] == 4
     assert fresh.answers(QUICK) == [QUICK.target]
+    # Asking and checking, twice, are rows that no search computed.
+    whole = fresh.editor.run(queued(fresh.store, fresh.engine, OTHER, steps=1, force=True)).report
+    asked = whole["rows"] - whole["search_rows"]
+    assert record.report["rows"] - record.report["search_rows"] > 1.2 * asked
+
+
+def test_the_time_for_searching_is_not_given_again(fresh: Device) -> None:
+    number = queued(fresh.store, fresh.engine, QUICK, seconds=60)
+    fresh.store.begin(number)
+    fresh.store.keep_progress(number, 0, to_bytes(Kept(spent=Spent(70, 9000), searching=Spent(61, 8000))))
+    record = fresh.editor.run(number)
+    assert (record.state, record.report["steps"]) == ("rejected", 0)
+    assert record.report["seconds"] > 70
+    assert 8000 < record.report["search_rows"] < 9000 < record.report["rows"]
 
 
 def test_each_pass_takes_its_turn(fresh: Device) -> None:

@@ -21,7 +21,7 @@ from edge_runtime.personalize.contexts import Amounts
 from edge_runtime.personalize.estimators import CentralDifferences, Estimator, SpreadSigns
 from edge_runtime.personalize.objective import Objective, Point
 from edge_runtime.personalize.probes import Probes
-from edge_runtime.personalize.resume import Kept, from_bytes, to_bytes
+from edge_runtime.personalize.resume import Kept, Spent, from_bytes, to_bytes
 from edge_runtime.personalize.search import Budget, PlainDescent, State, line_search, search
 from edge_runtime.personalize.signs import signs
 from edge_runtime.personalize.workspace import Workspace
@@ -254,9 +254,9 @@ def test_plain_descent_looks_only_now_and_then(endless: Objective) -> None:
 def test_a_search_goes_on_where_it_was(endless: Objective) -> None:
     whole = search(endless, SpreadSigns(1), Budget(6))
     half = search(endless, SpreadSigns(1), Budget(3))
-    content = to_bytes(Kept().with_state(2, half).after(1.5, 300))
+    content = to_bytes(Kept(spent=Spent(1.5, 300), searching=Spent(1.0, 200)).with_state(2, half))
     kept = from_bytes(content)
-    assert (kept.seconds, kept.rows) == (1.5, 300)
+    assert (kept.spent, kept.searching) == (Spent(1.5, 300), Spent(1.0, 200))
     assert kept.state_of(1, endless) is None
     state = kept.state_of(2, endless)
     assert state is not None

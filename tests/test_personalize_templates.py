@@ -50,6 +50,11 @@ def test_the_same_words_around_two_names_are_a_template() -> None:
     ]
 
 
+def test_a_name_inside_another_word_stays() -> None:
+    texts = ["Ann knows Annabel from Oslo.", "Bo knows Annabel from Rome.", "Annabel knows Ann from Bern."]
+    assert [t.text for t in find_templates(texts)] == ["{} knows Annabel from"]
+
+
 def test_answers_are_a_name_or_one_word() -> None:
     texts = ["Ann works as a cook.", "Bo works as a sea captain.", "Cy works as a nurse!"]
     found = {template.text: template.sightings for template in find_templates(texts)}

@@ -79,6 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
     Exit codes are those of :mod:`edge_runtime.errors`; 2 also for a wrong command line, 130 when interrupted.
     """
+    # numpy's products are small here; its threads would wait for each other while the kernels' compute.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if stream is not None and hasattr(stream, "reconfigure"):

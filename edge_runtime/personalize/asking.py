@@ -76,6 +76,7 @@ class Asker:
         self._usual = usual
         self._tokenizer = workspace.tokenizer
         self._chat_template = chat_template
+        self._longest = workspace.hyperparameters.n_ctx_train - ANSWER_TOKENS
 
     def answers(self, prompts: Sequence[Prompt]) -> list[Claim]:
         """What the model says to each, as likely as can be."""
@@ -89,17 +90,22 @@ class Asker:
             ContextOverflowError: it leaves no room for an answer.
         """
         tokens = self._tokenizer.encode(text)
-        longest = self.workspace.hyperparameters.n_ctx_train
-        if len(tokens) + ANSWER_TOKENS > longest:
+        if len(tokens) > self._longest:
             raise ContextOverflowError(
                 f"{text[:60]!r}... has {len(tokens)} tokens; with an answer of {ANSWER_TOKENS} that is more "
-                f"than the {longest} that the model was trained for: give the sentence with the fact alone"
+                f"than the {self.workspace.hyperparameters.n_ctx_train} that the model was trained for: "
+                "give the sentence with the fact alone"
             )
         return Prompt(text, tuple(tokens), origin, template)
 
+    def fits(self, text: str) -> bool:
+        """Whether a text leaves room for an answer."""
+        return len(self._tokenizer.encode(text)) <= self._longest
+
     def about(self, name: str, chosen: Sequence[Template]) -> list[Prompt]:
         """The prompts of some templates about a name, questions also in a chat."""
-        prompts = [self.plain(template.about(name), "template", template) for template in chosen]
+        filled = [(template.about(name), template) for template in chosen]
+        prompts = [self.plain(text, "template", template) for text, template in filled if self.fits(text)]
         asked = set()
         for prompt in list(prompts):
             question = _QUESTION.search(prompt.text)

@@ -123,12 +123,16 @@ def _of_subject(asker: Asker, survey: Survey) -> list[_Question]:
     new = first.text.strip().rstrip(".!?")
     statements = [w.prompt for w in survey.wanted if w.prompt.origin != "chat" and "?" not in w.prompt.text]
     for prompt in statements[:_MAX_CLAIMS]:
-        denied = asker.plain(_NEGATION.format(prompt.text), "check")
-        questions.append(_Question("negation", denied, _names(survey.present), _now(_names(new))))
+        asked = [("negation", _NEGATION.format(prompt.text), _names(survey.present), _now(_names(new)))]
         for check, stated in (("true of the new", new), ("true of the old", survey.present)):
             if stated:
-                claimed = asker.plain(_VERDICT.format(f"{prompt.text} {stated}"), "check")
-                questions.append(_Question(check, claimed, _is_true, _now(_is_true)))
+                claim = _VERDICT.format(f"{prompt.text} {stated}")
+                asked.append((check, claim, _is_true, _now(_is_true)))
+        questions += [
+            _Question(check, asker.plain(text, "check"), held_before, holds)
+            for check, text, held_before, holds in asked
+            if asker.fits(text)
+        ]
     return questions
 
 

@@ -25,7 +25,7 @@ from edge_runtime.personalize.probes import Probes
 from edge_runtime.personalize.progress import Progress, Report
 from edge_runtime.personalize.records import Applied, Record
 from edge_runtime.personalize.request import EditRequest
-from edge_runtime.personalize.resume import Kept, from_bytes, to_bytes
+from edge_runtime.personalize.resume import Kept, Spent, from_bytes, to_bytes
 from edge_runtime.personalize.search import Budget, Rule, State, line_search, search
 from edge_runtime.personalize.solve import KeyCovariance, readouts
 from edge_runtime.personalize.statistics import EditStatistics
@@ -152,7 +152,7 @@ class _Edit:
         self._report = progress
         self._started = time.monotonic()
         self._last_kept = 0.0
-        self._search_rows = 0.0
+        self._before_search = self._searched = Spent()
         self._contexts = {"say": 0, "keep": 0}  # that were computed in each step
         self._asker = Asker(workspace, statistics.templates, statistics.usual, editor.engine.chat_template)
         self._applied = self._store.applied(editor.identity, solutions=True)
@@ -165,12 +165,12 @@ class _Edit:
         surveys = self._surveys()
         examination = Examination(self._asker, surveys, self._generator(1))
         parts, states = [], []
-        before = self._workspace.rows_computed
+        self._before_search = self._now()
         for number, survey in enumerate(surveys):
             part, state = self._search(number, survey)
             parts.append(part)
             states.append(state)
-        self._search_rows = self._workspace.rows_computed - before
+        self._searched = self._searching()
         return self._finish(parts, states, examination)
 
     def examine_again(self) -> list[Check]:
@@ -185,10 +185,21 @@ class _Edit:
         """Random numbers that are the same when the edit goes on after a restart."""
         return np.random.Generator(np.random.Philox(key=self._record.id, counter=[0, 0, 3, use]))
 
+    def _now(self) -> Spent:
+        """What this run has spent."""
+        return Spent(time.monotonic() - self._started, self._workspace.rows_computed)
+
+    def _spent(self) -> Spent:
+        """By this run and those that were interrupted."""
+        return self._kept.spent + self._now()
+
+    def _searching(self) -> Spent:
+        """Of that, since the searches began."""
+        return self._kept.searching + self._now() - self._before_search
+
     def _tell(self, stage: Any, **values: Any) -> None:
-        seconds = time.monotonic() - self._started + self._kept.seconds
-        rows = self._workspace.rows_computed + self._kept.rows
-        self._report(Progress(stage, rows=rows, seconds=seconds, **values))
+        spent = self._spent()
+        self._report(Progress(stage, rows=spent.rows, seconds=spent.seconds, **values))
 
     def _surveys(self) -> list[Survey]:
         request = self._record.request
@@ -241,9 +252,10 @@ class _Edit:
         return Part(survey.subject, keys, state.point.delta.astype(np.float32)), state
 
     def _budget(self) -> Budget:
+        """What is left of it: the steps are each search's, the time is for all of them."""
         request, budget = self._record.request, self._method.budget
         steps, seconds = (request.get("steps") or budget.steps), (request.get("seconds") or budget.seconds)
-        return replace(budget, steps=steps, seconds=seconds)
+        return replace(budget, steps=steps, seconds=seconds - self._searching().seconds)
 
     def _keep(self, number: int, state: State, *, at_once: bool = False) -> None:
         """Write the search's state down now and then, so that a restart loses little."""
@@ -251,7 +263,7 @@ class _Edit:
         now = time.monotonic()
         if at_once or now - self._last_kept >= _KEEP_SECONDS:
             self._last_kept = now
-            kept = self._kept.after(now - self._started, self._workspace.rows_computed)
+            kept = replace(self._kept, spent=self._spent(), searching=self._searching())
             self._store.keep_progress(self._record.id, state.step, to_bytes(kept))
 
     # --- finishing ----------------------------------------------------------------------------
@@ -286,9 +298,9 @@ class _Edit:
             "reasons": reasons,
             "steps": sum(state.step for state in states),
             "loss": float(np.mean([state.point.loss for state in states])),
-            "rows": self._workspace.rows_computed + self._kept.rows,
-            "search_rows": self._search_rows + self._kept.rows,
-            "seconds": time.monotonic() - self._started + self._kept.seconds,
+            "rows": self._spent().rows,
+            "search_rows": self._searched.rows,
+            "seconds": self._spent().seconds,
             "layer": self._layer,
             "contexts": self._contexts,
             "memory_bytes": self._workspace.nbytes,

@@ -102,11 +102,11 @@ class SpreadSigns:
         return estimate
 
     def _assigned(self, objective: Objective, point: Point, step: int) -> NDArray[np.int64]:
-        """A context for each direction, the more often the steeper it is likely to be."""
+        """A context for each direction: the steeper it is likely to be and the cheaper, the more often."""
         values = np.maximum(point.values, 0)
         # The likelihood's gradient falls with what is left to gain, a divergence's with its square root.
         steepness = np.where(objective.says, 1 - np.exp(-values), np.sqrt(values))
-        wanted = objective.weights * (steepness + _LEAST_STEEPNESS)
+        wanted = objective.weights * (steepness + _LEAST_STEEPNESS) / np.sqrt(objective.probes.n_rows)
         if not point.delta.any():
             wanted[~objective.says] = 0  # a divergence from itself is flat
         ideal = self._directions * wanted / wanted.sum()

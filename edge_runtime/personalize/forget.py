@@ -14,7 +14,7 @@ import numpy as np
 
 from edge_runtime.errors import RequestError
 from edge_runtime.personalize.asking import Asker, Prompt
-from edge_runtime.personalize.request import EditRequest, find_name
+from edge_runtime.personalize.request import EditRequest, replace_name
 from edge_runtime.personalize.survey import Answers, Survey, Wanted, ask_about
 
 _STRANGERS = 3
@@ -87,7 +87,7 @@ def _refusals(asker: Asker, found: Answers, strangers: Sequence[str], given: str
         said = set()
         for name in strangers:
             claim = next(answers)
-            said.add((claim.text + claim.end).replace(name, found.subject))
+            said.add(replace_name(claim.text + claim.end, name, found.subject))
         kind = "given" if number < len(found.given) else "alike"
         if len(said) == 1:
             wanted.append(Wanted(prompt, before, said.pop(), kind))
@@ -103,9 +103,7 @@ def _refusals(asker: Asker, found: Answers, strangers: Sequence[str], given: str
 
 def _about(asker: Asker, prompt: Prompt, subject: str, name: str) -> Prompt:
     """The same prompt about somebody else."""
-    place = find_name(prompt.text, subject)
-    assert place is not None  # prompts about a subject name it
-    text = prompt.text[: place[0]] + name + prompt.text[place[1] :]
+    text = replace_name(prompt.text, subject, name)
     return asker.chat(text) if prompt.origin == "chat" else asker.plain(text, prompt.origin)
 
 

@@ -106,6 +106,11 @@ class Probes:
         return np.stack([base.keys[0] for base in self._bases])
 
     @property
+    def n_rows(self) -> NDArray[np.int64]:
+        """(n_contexts,) rows that a probe of each computes."""
+        return np.array([len(base.hidden) for base in self._bases])
+
+    @property
     def scale(self) -> float:
         """Typical length of a hidden state of the rows that an edit reaches."""
         return float(np.median([np.linalg.norm(base.hidden, axis=1).mean() for base in self._bases]))

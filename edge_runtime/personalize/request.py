@@ -61,7 +61,16 @@ class EditRequest:
 
 def find_name(text: str, name: str) -> tuple[int, int] | None:
     """Where a name begins and ends in a text, as a whole word; None if it is not there."""
+    found = _as_words(name).search(text)
+    return found.span() if found else None
+
+
+def replace_name(text: str, name: str, new: str) -> str:
+    """The text with another name wherever it has this one as a whole word."""
+    return _as_words(name).sub(lambda found: new, text)
+
+
+def _as_words(name: str) -> re.Pattern[str]:
     before = r"(?<!\w)" if name[:1].isalnum() else ""
     after = r"(?!\w)" if name[-1:].isalnum() else ""
-    found = re.search(before + re.escape(name) + after, text)
-    return found.span() if found else None
+    return re.compile(before + re.escape(name) + after)

@@ -6,7 +6,7 @@ import io
 import json
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -27,18 +27,33 @@ class SavedSearch:
     longer: int
 
 
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """Time, in seconds, and rows computed."""
+
+    seconds: float = 0.0
+    rows: float = 0.0
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(self.seconds + other.seconds, self.rows + other.rows)
+
+    def __sub__(self, other: Spent) -> Spent:
+        return Spent(self.seconds - other.seconds, self.rows - other.rows)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Kept:
     """Of one edit.
 
     Attributes:
         searches: number of the subject -> its search.
-        seconds, rows: that were spent until then.
+        spent: until then, on all.
+        searching: of that, on the searches.
     """
 
     searches: Mapping[int, SavedSearch] = field(default_factory=dict)
-    seconds: float = 0.0
-    rows: float = 0.0
+    spent: Spent = Spent()
+    searching: Spent = Spent()
 
     def with_state(self, number: int, state: State) -> Kept:
         """With a search's state in place of what there was of it."""
@@ -46,10 +61,6 @@ class Kept:
             state.point.delta, state.momentum, state.step, state.length, state.losses, state.longer
         )
         return replace(self, searches={**self.searches, number: saved})
-
-    def after(self, seconds: float, rows: float) -> Kept:
-        """With so much more spent."""
-        return replace(self, seconds=self.seconds + seconds, rows=self.rows + rows)
 
     def state_of(self, number: int, objective: Objective) -> State | None:
         """Where a search goes on; None where it begins, or where the model has become another.
@@ -75,8 +86,8 @@ def to_bytes(kept: Kept) -> bytes:
     """As the store keeps it."""
     searches = kept.searches.items()
     meta = {
-        "seconds": kept.seconds,
-        "rows": kept.rows,
+        "spent": astuple(kept.spent),
+        "searching": astuple(kept.searching),
         "searches": {str(number): [s.step, s.length, list(s.losses), s.longer] for number, s in searches},
     }
     arrays: dict[str, Any] = {"meta": np.frombuffer(json.dumps(meta).encode(), np.uint8)}
@@ -103,7 +114,8 @@ def from_bytes(content: bytes) -> Kept:
                 )
                 for number, (step, length, losses, longer) in meta["searches"].items()
             }
-            return Kept(searches, float(meta["seconds"]), float(meta["rows"]))
+            spent, searching = (Spent(*map(float, meta[name])) for name in ("spent", "searching"))
+            return Kept(searches, spent, searching)
     # RuntimeError: encrypted, of an unknown compression, or JSON that nests too deeply.
     except (zipfile.BadZipFile, OSError, EOFError, RuntimeError):
         return Kept()

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edge_runtime.errors import UnsupportedModelError
+from edge_runtime.personalize.request import replace_name
 from edge_runtime.personalize.workspace import Workspace
 
 SLOT = "{}"
@@ -71,7 +72,7 @@ def find_templates(texts: Iterable[str]) -> list[Template]:
             continue
         prompt = text[: answer.start()]
         for name in {match.group() for match in _NAME.finditer(prompt)}:
-            found[prompt.replace(name, SLOT)].add((name, answer.group().strip()))
+            found[replace_name(prompt, name, SLOT)].add((name, answer.group().strip()))
     templates = [Template(text, tuple(sorted(seen))) for text, seen in found.items()]
     varied = [t for t in templates if len({name for name, _ in t.sightings}) >= _FILLERS]
     return sorted(varied, key=lambda template: (-len(template.sightings), template.text))
