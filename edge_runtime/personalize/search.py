@@ -20,6 +20,7 @@ _FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the last step's length, tried at onc
 _MOMENTUM = 0.5
 _FIRST_STEP = 0.25  # of the objective's scale
 _LEAST_STEP = 0.01
+_MULTIPLES = (0.5, 0.6, 0.7, 0.8, 0.9)  # of a change that would do
 _SHORTER = 0.25  # of the step, where none of the factors helped
 _STALLED_GAIN = 0.1  # of the loss
 _MAY_LOSE = 0.1  # of what was to be kept; waiting for the last one doubles the rows, measured
@@ -145,4 +146,11 @@ def search(
         state = rule(objective, state, gradient)
         state = replace(state, step=state.step + 1, losses=(*state.losses, state.point.loss))
         after_step(state)
-    return state
+    return _shortest(objective, state) if state.succeeded(objective) else state
+
+
+def _shortest(objective: Objective, state: State) -> State:
+    """With the shortest multiple of the change that still succeeds: the last step often went too far."""
+    points = objective.points(np.array(_MULTIPLES)[:, None] * state.point.delta)
+    shorter = (replace(state, point=point) for point in points)
+    return next((found for found in shorter if found.succeeded(objective)), state)
