@@ -1,7 +1,7 @@
 """Edits of the demo world by forward passes alone, beside back-propagation and MobiEdit's estimator.
 
-``python -m benchmarks.edits [--quick] [--model TYPE] [PART ...]``; parts are single, together and cost. Every method has the
-same contexts, loss, layer and joint solution; only the way to the change differs. A part can be run alone.
+``python -m benchmarks.edits [--quick] [--model TYPE] [PART ...]``; parts are single, together and cost. Every
+method has the same contexts, loss, layer and joint solution; only the way to the change differs.
 """
 
 from __future__ import annotations
