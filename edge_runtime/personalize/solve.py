@@ -2,8 +2,9 @@
 
 With sampled keys ``K0`` (n_samples, n_ff) of ordinary text, ``C = K0ᵀK0 / n_samples + ridge``; with the keys
 ``K`` (n_keys, n_ff) of the edits and the changes ``R`` (n_keys, n_embd) they are to make, MEMIT [2210.07229]
-minimises ``lambda * tr(D C Dᵀ) + sum |D k - r|²``: ``D = Rᵀ (lambda I + K C⁻¹ Kᵀ)⁻¹ K C⁻¹``. C, n_ff by n_ff,
-is never formed: Woodbury's identity needs a matrix of n_samples by n_samples [2506.04226].
+minimises ``lambda * tr(D C Dᵀ) + sum |D k - r|²``: ``D = Rᵀ (lambda I + K C⁻¹ Kᵀ)⁻¹ K C⁻¹``. With a small
+ridge C⁻¹ all but projects onto what ordinary text does not use, as AlphaEdit [2410.02355] does outright. C,
+n_ff by n_ff, is never formed: Woodbury's identity needs a matrix of n_samples by n_samples [2506.04226].
 """
 
 from __future__ import annotations
