@@ -33,7 +33,7 @@ from models.demo.facts import load_facts
 _BARS = {"success": 0.95, "paraphrases": 0.85, "unrelated": 0.97, "same subject": 0.90}
 _ROME_STEPS = 60
 _MOBIEDIT_STEPS = 400
-_FEWER = 25  # edits of every side but ours
+_FEWER = 15  # edits of every side but ours
 
 
 @dataclass(frozen=True, slots=True)
