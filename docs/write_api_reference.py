@@ -132,6 +132,8 @@ _ROUTES = {
     "GET /v1/edits": "every edit and adapter, oldest first, with what each is doing",
     "POST /v1/edits": "queues an edit and answers 202 with it; see [Personalization](#personalization)",
     "GET /v1/edits/{name}": "one of them, by name or number: the fields of [Edit](#edit)",
+    "DELETE /v1/edits/{name}": "deletes one that is not applied; answers with what it was",
+    "POST /v1/edits/{name}/apply": "applies one that was rejected or undone; the body is `{}`",
     "POST /v1/edits/{name}/revert": "undoes one that is applied; the body is `{}`",
     "POST /v1/edits/{name}/cancel": "ends one that waits or runs; the body is `{}`",
     "GET /healthz": "200 while the process answers",

@@ -1,6 +1,7 @@
 """Writers of an adapter store, in processes of their own, for `test_personalize_store`.
 
-``work PATH NUMBER`` takes edits from the queue until it is empty, and solves each with those that stand.
+``work PATH 0`` and ``work PATH 1``, once both are there, take edits from the queue until it is empty, and
+solve each with those that stand.
 ``kill PATH COUNT SEED`` forks COUNT writers, kills each at a random moment, and checks the store after each.
 """
 
@@ -45,7 +46,10 @@ def solve(store: AdapterStore, number: int, report: Mapping[str, object], width:
             return
 
 
-def work(path: Path) -> None:
+def work(path: Path, number: int) -> None:
+    (path.parent / f"ready-{number}").touch()
+    while not (path.parent / f"ready-{1 - number}").exists():
+        time.sleep(0.002)
     store, done = AdapterStore(path), 0
     while queued := store.records(MODEL, ("queued",)):
         try:
@@ -54,6 +58,7 @@ def work(path: Path) -> None:
             continue  # the other one was faster
         solve(store, queued[0].id, {})
         done += 1
+        time.sleep(0.02)  # SQLite's lock is not fair; an edit's search gives others a chance as well
     print(done)
 
 
@@ -157,6 +162,6 @@ def kill(path: Path, count: int, seed: int) -> None:
 if __name__ == "__main__":
     what, database, *rest = sys.argv[1:]
     if what == "work":
-        work(Path(database))
+        work(Path(database), int(rest[0]))
     else:
         kill(Path(database), *map(int, rest))

@@ -75,6 +75,12 @@ def test_an_edit_from_its_beginning_to_its_end(device: Program) -> None:
     assert (reverted.code, reverted.out) == (0, "reverted edit-1\n")
     assert answer(device) == BEFORE
     assert "no edits are applied" in device("edits", "eval").out
+    assert device("edits", "apply", "edit-1").out == "applied edit-1\n"
+    assert answer(device) == QUICK.target
+    assert device("edits", "remove", "edit-1").code == 2
+    assert device("edits", "revert", "1").code == 0
+    assert device("edits", "remove", "edit-1").out == "removed edit-1\n"
+    assert device("edits", "list", "--json").json["edits"] == []
 
 
 def test_a_rejected_edit_has_an_exit_code_of_its_own(device: Program) -> None:
@@ -82,8 +88,11 @@ def test_a_rejected_edit_has_an_exit_code_of_its_own(device: Program) -> None:
     assert made.code == 12
     assert made.out.startswith("edit-1 (demo): rejected\n")
     assert "  success: 0% of 1" in made.out
-    assert "--force applies it" in made.err
+    assert "`edgert edits apply edit-1` applies it" in made.err
     assert answer(device) == BEFORE
+    (applied,) = device("edits", "apply", "edit-1", "--json").json["edits"]
+    assert (applied["state"], applied["report"]["reasons"][0][:12]) == ("applied", "success: 0% ")
+    assert device("edits", "revert", "edit-1").code == 0
     as_json = device("edit", *LONG.options, "--steps", "1", "--force", "--name", "forced", "--json")
     assert as_json.code == 0
     assert (as_json.json["name"], as_json.json["state"]) == ("forced", "applied")
@@ -106,9 +115,10 @@ def test_wrong_requests_say_what_to_do(device: Program) -> None:
     (failed,) = device("edits", "list", "--json").json["edits"]
     assert (failed["state"], failed["fact"]["target"]) == ("failed", BEFORE)
     assert "already goes on" in device("edits", "show", failed["name"]).out
-    for verb in ("show", "revert", "cancel", "eval"):
+    for verb in ("show", "revert", "apply", "remove", "cancel", "eval"):
         assert device("edits", verb, "absent").code == 4
     assert device("edits", "revert", failed["name"]).code == 2
+    assert device("edits", "apply", failed["name"]).code == 2
     assert device("edits", "revert").code == 2
 
 

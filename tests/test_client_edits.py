@@ -49,6 +49,12 @@ def test_an_edit_with_asyncio(daemon: GrpcDaemon, client: Client) -> None:
             async with aclosing(made.edits.evaluate(["async"])) as found:
                 assert [evaluation.name async for evaluation in found] == ["async"]
             assert (await made.edits.revert("async")).state == "reverted"
+            assert (await made.edits.reapply("async")).state == "applied"
+            with pytest.raises(RequestError, match="revert it first"):
+                await made.edits.remove("async")
+            await made.edits.revert("async")
+            assert (await made.edits.remove("async")).name == "async"
+            assert await made.edits.list() == ()
             with pytest.raises(AdapterNotFoundError):
                 await made.edits.follow("absent")
 

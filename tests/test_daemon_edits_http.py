@@ -62,6 +62,12 @@ def test_an_edit_is_queued_told_and_undone(daemon: RunningDaemon) -> None:
     assert ask(daemon, "POST", "/v1/edits/home/revert", {})[1]["state"] == "reverted"
     status, refusal = ask(daemon, "POST", "/v1/edits/home/revert", {})
     assert (status, refusal["error"]["code"]) == (400, "invalid_request")
+    assert ask(daemon, "POST", "/v1/edits/home/apply", {})[1]["state"] == "applied"
+    status, refusal = ask(daemon, "DELETE", "/v1/edits/home")
+    assert (status, "revert it first" in refusal["error"]["message"]) == (400, True)
+    assert ask(daemon, "POST", "/v1/edits/home/revert", {})[0] == 200
+    assert ask(daemon, "DELETE", "/v1/edits/home")[1]["name"] == "home"
+    assert ask(daemon, "GET", "/v1/edits/home")[0] == 404
 
 
 def test_what_runs_is_cancelled(daemon: RunningDaemon) -> None:
@@ -101,6 +107,8 @@ def test_what_is_not_there_and_what_a_foreign_page_could_send(daemon: RunningDae
         ("GET", "/v1/edits/absent", None),
         ("POST", "/v1/edits/absent/revert", {}),
         ("POST", "/v1/edits/absent/cancel", {}),
+        ("POST", "/v1/edits/absent/apply", {}),
+        ("DELETE", "/v1/edits/absent", None),
     ):
         status, refusal = ask(daemon, method, path, body)
         assert (status, refusal["error"]["code"]) == (404, "adapter_not_found")
@@ -108,7 +116,8 @@ def test_what_is_not_there_and_what_a_foreign_page_could_send(daemon: RunningDae
     assert ask(daemon, "POST", "/v1/edits/absent/revert")[0] == 415  # a form has no JSON
     assert ask(daemon, "POST", "/v1/edits/absent/revert", {"anyhow": True})[0] == 400
     assert ask(daemon, "POST", "/v1/edits", FACT, origin="https://example.org")[0] == 403
-    assert ask(daemon, "DELETE", "/v1/edits/absent")[0] == 405
+    assert ask(daemon, "DELETE", "/v1/edits/absent", origin="https://example.org")[0] == 403
+    assert ask(daemon, "DELETE", "/v1/edits")[0] == 405
 
 
 def test_each_route_needs_the_scope(tmp_path: Path, demo_model: Path) -> None:
@@ -122,6 +131,8 @@ def test_each_route_needs_the_scope(tmp_path: Path, demo_model: Path) -> None:
             ("GET", "/v1/edits/1", None),
             ("POST", "/v1/edits/1/revert", {}),
             ("POST", "/v1/edits/1/cancel", {}),
+            ("POST", "/v1/edits/1/apply", {}),
+            ("DELETE", "/v1/edits/1", None),
         ):
             assert ask(daemon, method, path, body)[0] == 401
             assert ask(daemon, method, path, body, authorization=infers)[0] == 403

@@ -160,6 +160,31 @@ def test_one_of_two_edits_of_a_subject_is_undone_and_the_other_stays(device: Dev
     assert not np.array_equal(device.store.changes(3)[0].a, before[0].a)  # solved anew
 
 
+def test_what_was_undone_or_rejected_is_applied_as_it_was_found(device: Device) -> None:
+    edited, before = device.logits(), device.store.changes(3)
+    rejected = device.made(Asked(OTHER.prompt, OTHER.subject, "Tidewater"), steps=1)
+    assert rejected.state == "rejected"
+    device.editor.revert(1)
+    assert device.answers(QUICK, OTHER, JOB) == [BEFORE, "Halcyon", "barber"]
+    assert device.editor.reapply(1).state == "applied"
+    assert device.answers(QUICK, OTHER, JOB) == ["Brenholm", "Halcyon", "barber"]
+    np.testing.assert_array_equal(device.store.changes(3)[0].a, before[0].a)
+    np.testing.assert_array_equal(device.logits(), edited)
+    assert device.editor.reapply(rejected.id).report == rejected.report
+    assert not np.array_equal(device.logits(), edited)
+    with pytest.raises(RequestError, match="is applied; only what was rejected or undone"):
+        device.editor.reapply(1)
+
+
+def test_what_was_found_without_an_edit_does_not_stand_with_it(device: Device) -> None:
+    device.editor.revert(2)
+    again = device.made(Asked(OTHER.prompt, OTHER.subject, "Tidewater"), force=True)
+    with pytest.raises(RequestError, match=f"{again.name} was applied since.*{OTHER.subject}.*revert that"):
+        device.editor.reapply(2)
+    device.editor.revert(again.id)
+    assert device.editor.reapply(2).state == "applied"
+
+
 def test_all_undone_the_logits_are_the_same_bits(fresh: Device, device: Device) -> None:
     before = fresh.logits()
     edited = device.logits()

@@ -210,7 +210,7 @@ _POSSIBLE: dict[State, set[str]] = {
     "running": {"requeue", "keep progress", "apply", "reject", "fail"},
     "applied": {"revert"},
     "rejected": {"apply", "remove"},
-    "reverted": {"remove"},
+    "reverted": {"apply", "remove"},
     "failed": {"remove"},
 }
 
@@ -249,8 +249,12 @@ def test_a_refusal_says_what_is_possible(store: AdapterStore) -> None:
     with pytest.raises(RequestError, match="is applied and cannot be removed; revert it first"):
         store.remove(number)
     store.revert(number, {})
-    with pytest.raises(RequestError, match=r"is reverted and cannot become applied; it can be removed$"):
-        store.finish(number, "applied", {}, None, {number: [change()]})
+    with pytest.raises(RequestError, match="is reverted and cannot become running; it can become app"):
+        store.begin(number)
+    failed = store.add("edit", "demo", MODEL, {}).id
+    store.fail(failed, "x")
+    with pytest.raises(RequestError, match=r"is failed and cannot become applied; it can be removed$"):
+        store.finish(failed, "applied", {}, None, {failed: [change()]})
 
 
 @pytest.mark.parametrize("action", _INTO)

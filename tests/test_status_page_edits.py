@@ -86,8 +86,11 @@ def test_a_fact_is_taught_shown_and_undone(page: Page, daemon: RunningDaemon) ->
         page.type("#prompt", PROMPT)
         page.click("#edits tbody button")
         page.wait("document.querySelector('#edits tbody').textContent.includes('reverted')")
-        assert page.evaluate("document.querySelectorAll('#edits tbody button').length") == 0
         page.wait("document.querySelector('#adapters p').hidden === false")
+        assert page.text("#edits tbody button") == "Apply"
+        page.click("#edits tbody button")
+        page.wait("document.querySelector('#edits tbody').textContent.includes('applied')")
+        page.wait("document.querySelector('#adapters tbody')?.textContent === 'demoedit-1edit'")
 
 
 def test_edits_wait_for_each_other_and_can_be_cancelled(page: Page, daemon: RunningDaemon) -> None:
@@ -142,11 +145,11 @@ def test_every_state_is_told(page: Page, daemon: RunningDaemon) -> None:
                 none,
                 none,
                 "; ".join(rejected["reasons"]),
-                "",
+                "Apply",
             ],
             "c": ["failed", "Ann Lee lives in → Oslo", none, none, none, "cancelled", ""],
             "d": ["applied", "forgets: Where is Ann?", *["0 % → 100 %", none] * 2, "Undo"],
-            "e": ["reverted", "an adapter", none, none, none, none, ""],
+            "e": ["reverted", "an adapter", none, none, none, none, "Apply"],
             "f": ["running", "Ann Lee lives in → Oslo", none, none, none, "step 7: Oslo has 34 %", "Cancel"],
             "g": ["queued", "Ann Lee lives in → Oslo", none, none, none, "waits for f and 2 more", "Cancel"],
         }

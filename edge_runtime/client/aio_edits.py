@@ -198,6 +198,26 @@ class AsyncEdits:
         """
         return await self._edit(self._stub.Revert, wire.built(pb.RevertRequest, name=name))
 
+    async def reapply(self, name: str) -> Edit:
+        """Apply an edit that was rejected or undone, as it was found.
+
+        Raises:
+            AdapterNotFoundError: there is none of that name or number.
+            RequestError: it is neither, or one of the same subject was applied since.
+        """
+        return await self._edit(self._stub.Reapply, wire.built(pb.ReapplyRequest, name=name))
+
+    async def remove(self, name: str) -> Edit:
+        """Delete an edit that is not applied, with what it was asked for.
+
+        Returns:
+            what it was.
+
+        Raises:
+            AdapterNotFoundError: there is none of that name or number. RequestError: it runs or is applied.
+        """
+        return await self._edit(self._stub.Remove, wire.built(pb.RemoveEditRequest, name=name))
+
     async def evaluate(
         self, names: Sequence[str] = (), *, model: str = ""
     ) -> AsyncGenerator[types.EditEvaluation]:

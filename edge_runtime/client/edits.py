@@ -183,6 +183,26 @@ class Edits:
         """
         return self._edit(self._stub.Revert, wire.built(pb.RevertRequest, name=name))
 
+    def reapply(self, name: str) -> Edit:
+        """Apply an edit that was rejected or undone, as it was found.
+
+        Raises:
+            AdapterNotFoundError: there is none of that name or number.
+            RequestError: it is neither, or one of the same subject was applied since.
+        """
+        return self._edit(self._stub.Reapply, wire.built(pb.ReapplyRequest, name=name))
+
+    def remove(self, name: str) -> Edit:
+        """Delete an edit that is not applied, with what it was asked for.
+
+        Returns:
+            what it was.
+
+        Raises:
+            AdapterNotFoundError: there is none of that name or number. RequestError: it runs or is applied.
+        """
+        return self._edit(self._stub.Remove, wire.built(pb.RemoveEditRequest, name=name))
+
     def evaluate(self, names: Sequence[str] = (), *, model: str = "") -> Generator[types.EditEvaluation]:
         """Test edits once more, as they are now.
 

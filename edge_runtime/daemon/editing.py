@@ -156,6 +156,18 @@ class ModelEdits:
             return self._store.get(str(record.id))
         return self._editor().revert(record.id)
 
+    def reapply(self, record: Record) -> Record:
+        """Apply what was rejected or undone.
+
+        Raises:
+            RequestError: it is neither, or one of the same subject was applied since.
+        """
+        if record.kind == "lora":
+            changes = {record.id: self._store.changes(record.id)}
+            self._store.finish(record.id, "applied", record.report, None, changes)
+            return self._store.get(str(record.id))
+        return self._editor().reapply(record.id)
+
     def evaluate(self, record: Record) -> Mapping[str, Any]:
         """The checks of an edit as it is now, in the form of a report.
 
@@ -216,6 +228,18 @@ def check_applied(record: Record, wish: str) -> None:
     """
     if record.state != "applied":
         raise RequestError(f"{record.name} is {record.state}; only what is applied can be {wish}")
+
+
+def check_may_return(record: Record) -> None:
+    """Whether something can be applied again.
+
+    Raises:
+        RequestError: it cannot.
+    """
+    if record.state not in ("rejected", "reverted"):
+        raise RequestError(
+            f"{record.name} is {record.state}; only what was rejected or undone can be applied again"
+        )
 
 
 def check_testable(record: Record) -> None:

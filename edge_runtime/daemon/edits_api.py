@@ -58,6 +58,17 @@ class EditsApi:
         name = await self._named(request)
         return json_response(edit_of(await self._service.personalization.revert(name)).as_json())
 
+    async def reapply(self, request: Request) -> Response:
+        """``POST /v1/edits/{name}/apply``."""
+        name = await self._named(request)
+        return json_response(edit_of(await self._service.personalization.reapply(name)).as_json())
+
+    async def remove(self, request: Request) -> Response:
+        """``DELETE /v1/edits/{name}``; answers with what it was."""
+        identify(request, self._gate, Scope.PERSONALIZE)
+        record = await self._service.personalization.remove(request.path_params["name"])
+        return json_response(edit_of(record).as_json())
+
     async def cancel(self, request: Request) -> Response:
         """``POST /v1/edits/{name}/cancel``."""
         name = await self._named(request)

@@ -27,8 +27,8 @@ METHOD_SCOPES: dict[str, Scope | None] = {
     **{
         f"/{PACKAGE}.Personalization/{name}": Scope.PERSONALIZE
         for name in (
-            *("Apply", "Forget", "Follow", "Cancel", "List", "Show", "Revert"),
-            *("Evaluate", "Export", "Import", "Prepare"),
+            *("Apply", "Forget", "Follow", "Cancel", "List", "Show", "Revert", "Reapply"),
+            *("Remove", "Evaluate", "Export", "Import", "Prepare"),
         )
     },
     f"/{PACKAGE}.Daemon/GetStatus": Scope.INFER,

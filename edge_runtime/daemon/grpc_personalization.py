@@ -84,6 +84,14 @@ class PersonalizationServicer(personalization_pb2_grpc.PersonalizationServicer):
         """What is applied is undone."""
         return pb.RevertResponse(edit=edit_message(await self._edits.revert(_named(request.name))))
 
+    async def Reapply(self, request: pb.ReapplyRequest, context: Any) -> pb.ReapplyResponse:  # noqa: N802
+        """What was rejected or undone is applied."""
+        return pb.ReapplyResponse(edit=edit_message(await self._edits.reapply(_named(request.name))))
+
+    async def Remove(self, request: pb.RemoveEditRequest, context: Any) -> pb.RemoveEditResponse:  # noqa: N802
+        """A record is deleted."""
+        return pb.RemoveEditResponse(edit=edit_message(await self._edits.remove(_named(request.name))))
+
     async def Evaluate(self, request: pb.EvaluateRequest, context: Any) -> AsyncIterator[pb.EvaluateResponse]:  # noqa: N802
         """Edits are tested again."""
         found = self._edits.evaluate(tuple(request.names), request.model)

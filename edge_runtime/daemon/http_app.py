@@ -40,6 +40,8 @@ def build_app(service: Service, gate: Gate) -> Starlette:
             Route("/v1/edits", edits.edits, methods=["GET"]),
             Route("/v1/edits", edits.apply, methods=["POST"]),
             Route("/v1/edits/{name}", edits.edit, methods=["GET"]),
+            Route("/v1/edits/{name}", edits.remove, methods=["DELETE"]),
+            Route("/v1/edits/{name}/apply", edits.reapply, methods=["POST"]),
             Route("/v1/edits/{name}/revert", edits.revert, methods=["POST"]),
             Route("/v1/edits/{name}/cancel", edits.cancel, methods=["POST"]),
             Route("/healthz", operations.healthz, methods=["GET"]),

@@ -190,6 +190,32 @@ class Personalization:
         _log.info("edit reverted", extra={"edit": record.name, "model": record.model})
         return await self.get(str(record.id))
 
+    async def reapply(self, reference: str) -> Record:
+        """Apply what was rejected or undone, and answer with it from the next answer on.
+
+        Raises:
+            AdapterNotFoundError: there is none.
+            RequestError: it is neither, or one of the same subject was applied since.
+        """
+        record = await self.get(reference)
+        editing.check_may_return(record)
+        await self._compute(self._model_of(record), lambda edits: edits.reapply(record), beside=True)
+        await self._service.refresh_adapters()
+        self._tell()
+        _log.info("edit applied again", extra={"edit": record.name, "model": record.model})
+        return await self.get(str(record.id))
+
+    async def remove(self, reference: str) -> Record:
+        """Delete what is not in force, and what it was asked for.
+
+        Raises:
+            AdapterNotFoundError: there is none. RequestError: it runs or is applied.
+        """
+        record = await self.get(reference)
+        await asyncio.to_thread(self.store.remove, record.id)
+        self._tell()
+        return record
+
     async def evaluate(
         self, references: Sequence[str], model: str
     ) -> AsyncIterator[tuple[Record, Mapping[str, Any]]]:

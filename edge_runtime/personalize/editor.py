@@ -19,7 +19,7 @@ from edge_runtime.personalize.checks import Check, Examination
 from edge_runtime.personalize.contexts import choose_contexts
 from edge_runtime.personalize.estimators import Estimator, SpreadSigns
 from edge_runtime.personalize.forget import survey_forget
-from edge_runtime.personalize.joint import Part, parts_of, solution_of, solve_together
+from edge_runtime.personalize.joint import Part, parts_of, solution_of, solve_together, subjects_of
 from edge_runtime.personalize.objective import Objective
 from edge_runtime.personalize.probes import Probes
 from edge_runtime.personalize.progress import Progress, Report
@@ -33,6 +33,7 @@ from edge_runtime.personalize.store import AdapterStore
 from edge_runtime.personalize.survey import Survey, survey_edit
 from edge_runtime.personalize.workspace import Workspace
 
+_MAY_RETURN = ("rejected", "reverted")
 _KEEP_SECONDS = 2.0  # between two writes of a search's state
 
 NewEstimator = Callable[[int], Estimator]
@@ -113,6 +114,30 @@ class Editor:
             if self.store.revert(record_id, solved, applied.revision):
                 return self.store.get(str(record_id))
 
+    def reapply(self, record_id: int) -> Record:
+        """Apply a rejected or reverted edit as it was found, solved with those that stand.
+
+        Raises:
+            AdapterNotFoundError: there is none.
+            RequestError: it is of another model or in another state, or one of the same subject was applied
+                since, which was found without it.
+        """
+        record = self.store.get(str(record_id))
+        solution = self.store.solution(record_id)
+        if record.identity != self.identity or solution is None or record.state not in _MAY_RETURN:
+            raise RequestError(
+                f"{record.name} is {record.state}; only what was rejected or undone of the model that is "
+                "loaded can be applied; ask for it anew"
+            )
+        while True:
+            applied = self.store.applied(self.identity, solutions=True)
+            _check_since(record, applied.records)
+            solved = {record_id: self.store.changes(record_id)}
+            if solution.layer == self.statistics.layer:
+                solved = self.solved(applied, {record_id: parts_of(record, solution)})
+            if self.store.finish(record_id, "applied", record.report, solution, solved, applied.revision):
+                return self.store.get(str(record_id))
+
     def evaluate(self, record_id: int) -> list[Check]:
         """The checks of an applied edit once more, against the model without it.
 
@@ -136,6 +161,22 @@ class Editor:
             if solution.layer == self.statistics.layer
         }
         return solve_together(self.covariance, self.statistics.layer, {**edits, **new})
+
+
+def _check_since(record: Record, standing: Sequence[Record]) -> None:
+    """Whether none that stands was applied to one of its subjects since it was rejected or undone.
+
+    Raises:
+        RequestError: one was.
+    """
+    subjects = set(subjects_of(record.request))
+    for other in standing:
+        shared = subjects.intersection(subjects_of(other.request)) if other.kind != "lora" else ()
+        for subject in shared:
+            if other.changed > record.changed:
+                raise RequestError(
+                    f"{other.name} was applied since, and is about {subject!r} too: revert that one first"
+                )
 
 
 class _Edit:

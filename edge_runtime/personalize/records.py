@@ -28,7 +28,7 @@ MAY_BECOME: Mapping[State, tuple[State, ...]] = {
     "running": ("applied", "rejected", "queued", "failed"),
     "applied": ("reverted",),
     "rejected": ("applied",),
-    "reverted": (),
+    "reverted": ("applied",),
     "failed": (),
 }
 REMOVABLE: tuple[State, ...] = ("queued", "rejected", "reverted", "failed")

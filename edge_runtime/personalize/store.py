@@ -206,7 +206,7 @@ class AdapterStore:
         solved: Mapping[int, Sequence[LowRank]],
         revision: int | None = None,
     ) -> bool:
-        """End an edit: running -> applied or rejected, or rejected -> applied for one that is forced.
+        """End an edit: running -> applied or rejected; or apply what was rejected or reverted.
 
         Args:
             report: replaces the one there was.

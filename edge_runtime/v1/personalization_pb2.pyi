@@ -272,6 +272,30 @@ class RevertResponse(_message.Message):
     edit: Edit
     def __init__(self, edit: _Optional[_Union[Edit, _Mapping]] = ...) -> None: ...
 
+class ReapplyRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class ReapplyResponse(_message.Message):
+    __slots__ = ("edit",)
+    EDIT_FIELD_NUMBER: _ClassVar[int]
+    edit: Edit
+    def __init__(self, edit: _Optional[_Union[Edit, _Mapping]] = ...) -> None: ...
+
+class RemoveEditRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class RemoveEditResponse(_message.Message):
+    __slots__ = ("edit",)
+    EDIT_FIELD_NUMBER: _ClassVar[int]
+    edit: Edit
+    def __init__(self, edit: _Optional[_Union[Edit, _Mapping]] = ...) -> None: ...
+
 class EvaluateRequest(_message.Message):
     __slots__ = ("names", "model")
     NAMES_FIELD_NUMBER: _ClassVar[int]

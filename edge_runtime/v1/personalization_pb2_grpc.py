@@ -70,6 +70,16 @@ class PersonalizationStub(object):
                 request_serializer=edge__runtime_dot_v1_dot_personalization__pb2.RevertRequest.SerializeToString,
                 response_deserializer=edge__runtime_dot_v1_dot_personalization__pb2.RevertResponse.FromString,
                 _registered_method=True)
+        self.Reapply = channel.unary_unary(
+                '/edge_runtime.v1.Personalization/Reapply',
+                request_serializer=edge__runtime_dot_v1_dot_personalization__pb2.ReapplyRequest.SerializeToString,
+                response_deserializer=edge__runtime_dot_v1_dot_personalization__pb2.ReapplyResponse.FromString,
+                _registered_method=True)
+        self.Remove = channel.unary_unary(
+                '/edge_runtime.v1.Personalization/Remove',
+                request_serializer=edge__runtime_dot_v1_dot_personalization__pb2.RemoveEditRequest.SerializeToString,
+                response_deserializer=edge__runtime_dot_v1_dot_personalization__pb2.RemoveEditResponse.FromString,
+                _registered_method=True)
         self.Evaluate = channel.unary_stream(
                 '/edge_runtime.v1.Personalization/Evaluate',
                 request_serializer=edge__runtime_dot_v1_dot_personalization__pb2.EvaluateRequest.SerializeToString,
@@ -146,6 +156,20 @@ class PersonalizationServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Reapply(self, request, context):
+        """Applies an edit or an adapter that was rejected or undone, as it was found.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Remove(self, request, context):
+        """Deletes what is not in force, with all that belongs to it; the answer says what it was.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Evaluate(self, request, context):
         """Tests edits that are applied once more, as they are now, together with all others: one message for each.
         """
@@ -212,6 +236,16 @@ def add_PersonalizationServicer_to_server(servicer, server):
                     servicer.Revert,
                     request_deserializer=edge__runtime_dot_v1_dot_personalization__pb2.RevertRequest.FromString,
                     response_serializer=edge__runtime_dot_v1_dot_personalization__pb2.RevertResponse.SerializeToString,
+            ),
+            'Reapply': grpc.unary_unary_rpc_method_handler(
+                    servicer.Reapply,
+                    request_deserializer=edge__runtime_dot_v1_dot_personalization__pb2.ReapplyRequest.FromString,
+                    response_serializer=edge__runtime_dot_v1_dot_personalization__pb2.ReapplyResponse.SerializeToString,
+            ),
+            'Remove': grpc.unary_unary_rpc_method_handler(
+                    servicer.Remove,
+                    request_deserializer=edge__runtime_dot_v1_dot_personalization__pb2.RemoveEditRequest.FromString,
+                    response_serializer=edge__runtime_dot_v1_dot_personalization__pb2.RemoveEditResponse.SerializeToString,
             ),
             'Evaluate': grpc.unary_stream_rpc_method_handler(
                     servicer.Evaluate,
@@ -424,6 +458,60 @@ class Personalization(object):
             '/edge_runtime.v1.Personalization/Revert',
             edge__runtime_dot_v1_dot_personalization__pb2.RevertRequest.SerializeToString,
             edge__runtime_dot_v1_dot_personalization__pb2.RevertResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reapply(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edge_runtime.v1.Personalization/Reapply',
+            edge__runtime_dot_v1_dot_personalization__pb2.ReapplyRequest.SerializeToString,
+            edge__runtime_dot_v1_dot_personalization__pb2.ReapplyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Remove(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edge_runtime.v1.Personalization/Remove',
+            edge__runtime_dot_v1_dot_personalization__pb2.RemoveEditRequest.SerializeToString,
+            edge__runtime_dot_v1_dot_personalization__pb2.RemoveEditResponse.FromString,
             options,
             channel_credentials,
             insecure,

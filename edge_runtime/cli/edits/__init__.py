@@ -14,6 +14,8 @@ from edge_runtime.cli.lazy import LazyGroup
         "list": ("edge_runtime.cli.edits.list", "List the edits and adapters."),
         "show": ("edge_runtime.cli.edits.show", "Show an edit and what its checks found."),
         "revert": ("edge_runtime.cli.edits.revert", "Undo edits or adapters."),
+        "apply": ("edge_runtime.cli.edits.apply", "Apply edits that were rejected or undone."),
+        "remove": ("edge_runtime.cli.edits.remove", "Delete edits that are not applied."),
         "cancel": ("edge_runtime.cli.edits.cancel", "End edits that wait or run."),
         "eval": ("edge_runtime.cli.edits.eval", "Test edits again."),
         "export": ("edge_runtime.cli.edits.export", "Write an edit as a LoRA that other programs load."),

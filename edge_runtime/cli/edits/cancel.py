@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
 from edge_runtime.cli.options import json_option
@@ -15,11 +13,8 @@ from edge_runtime.cli.options import json_option
 def command(names: tuple[str, ...], as_json: bool) -> None:
     """End edits that wait or run."""
     from edge_runtime.cli.edits.desk import any_desk
+    from edge_runtime.cli.edits.view import tell_changed
 
     with any_desk() as edits:
         found = [edits.cancel(name) for name in names]
-    if as_json:
-        click.echo(json.dumps({"edits": [edit.as_json() for edit in found]}, ensure_ascii=False))
-        return
-    for edit in found:
-        click.echo(f"cancelled {edit.name}")
+    tell_changed("cancelled", found, as_json=as_json)

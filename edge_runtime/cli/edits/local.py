@@ -62,6 +62,12 @@ class LocalEdits:
         """
         return edit_of(self._store.get(name))
 
+    def remove(self, name: str) -> Edit:
+        """Delete what is not in force; errors are those of the client."""
+        record = self._store.get(name)
+        self._store.remove(record.id)
+        return edit_of(record)
+
     def cancel(self, name: str) -> Edit:
         """End an edit that waits.
 
@@ -119,6 +125,15 @@ class LocalEdits:
             return self.show(str(record.id))
         with self._edits_of(record.model) as (_, edits):
             return edit_of(edits.revert(record))
+
+    def reapply(self, name: str) -> Edit:
+        """Apply what was rejected or undone; errors are those of the client."""
+        from edge_runtime.daemon.editing import check_may_return
+
+        record = self._store.get(name)
+        check_may_return(record)
+        with self._edits_of(record.model) as (_, edits):
+            return edit_of(edits.reapply(record))
 
     def evaluate(self, names: Sequence[str] = (), *, model: str = "") -> Iterator[EditEvaluation]:
         """Test edits once more; arguments and errors are those of the client."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
 from edge_runtime.cli.options import json_option
@@ -19,6 +17,7 @@ def command(names: tuple[str, ...], everything: bool, as_json: bool) -> None:
     The others are solved again without them. Without any, a model answers bit for bit as it did before.
     """
     from edge_runtime.cli.edits.desk import any_desk
+    from edge_runtime.cli.edits.view import tell_changed
 
     if bool(names) == everything:
         raise click.UsageError("Give names of edits, or --all.")
@@ -26,10 +25,6 @@ def command(names: tuple[str, ...], everything: bool, as_json: bool) -> None:
         if everything:
             names = tuple(edit.name for edit in reversed(edits.list()) if edit.state == "applied")
         found = [edits.revert(name) for name in names]
-    if as_json:
-        click.echo(json.dumps({"edits": [edit.as_json() for edit in found]}, ensure_ascii=False))
-        return
-    for edit in found:
-        click.echo(f"reverted {edit.name}")
-    if not found:
+    tell_changed("reverted", found, as_json=as_json)
+    if not found and not as_json:
         click.echo("nothing is applied")

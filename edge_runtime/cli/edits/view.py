@@ -97,11 +97,21 @@ def finish(edit: Edit, *, as_json: bool) -> int:
         show_edit(edit)
         if edit.state == "rejected":
             click.secho(
-                "It changes nothing. Other words or --paraphrase may help; --force applies it as it is.",
+                "It changes nothing. Other words or --paraphrase may help; "
+                f"`edgert edits apply {edit.name}` applies it as it is.",
                 dim=True,
                 err=True,
             )
     return REJECTED if edit.state == "rejected" else 0
+
+
+def tell_changed(what: str, edits: Iterable[Edit], *, as_json: bool) -> None:
+    """Say what was done to some edits, such as "reverted"."""
+    if as_json:
+        click.echo(json.dumps({"edits": [edit.as_json() for edit in edits]}, ensure_ascii=False))
+        return
+    for edit in edits:
+        click.echo(f"{what} {edit.name}")
 
 
 def show_edit(edit: Edit) -> None:
