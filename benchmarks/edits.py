@@ -165,7 +165,7 @@ def main() -> int:
     if "cost" in parts:
         from benchmarks.edits_cost import measure_cost
 
-        measure_cost(report)
+        measure_cost(report, 1 if arguments.quick else 3)
     return report.finish()
 
 

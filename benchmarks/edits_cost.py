@@ -39,17 +39,16 @@ _KEYS = 768
 _ROME_STEPS = 25
 _PLAIN_TOKENS = 64
 _EDITS = 11  # of which the median is taken
-_ROUNDS = 3
 
 
-def measure_cost(report: Report) -> None:
+def measure_cost(report: Report, rounds: int) -> None:
     """All sides in turn, each in a process of its own."""
     profile = median_profile(_EDITS).facts()
     found: dict[str, list[dict[str, float]]] = {side: [] for side in _SIDES}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "profile.json"
         path.write_text(json.dumps(profile))
-        for number in range(_ROUNDS):
+        for number in range(rounds):
             order = list(_SIDES) if number % 2 == 0 else list(_SIDES)[::-1]
             for side in order:
                 found[side].append(_process(side, path))

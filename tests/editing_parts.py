@@ -31,7 +31,7 @@ from edge_runtime.personalize.survey import survey_edit
 from edge_runtime.personalize.workspace import Workspace
 from models.demo.paths import HELD_OUT_PATH
 
-FEW = Amounts(say=3, prefixes=1, implied=1, keep=2, free=1)
+FEW = Amounts(say=3, prefixes=1, implied=1, keep=2)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,9 +13,6 @@ from edge_runtime.errors import ContextOverflowError, RequestError
 from edge_runtime.personalize.asking import Asker, Prompt
 from edge_runtime.personalize.request import find_name
 from edge_runtime.personalize.survey import Answered, Survey, Wanted
-
-_FREE_TOKENS = 24
-_DRAWN = 3  # texts for each that is taken: the longest are
 
 Goal = Literal["say", "keep"]
 
@@ -52,14 +49,12 @@ class Amounts:
         prefixes: the request's prompt after other sentences.
         implied: of what follows from it.
         keep: of what is to stay.
-        free: of what the model writes about the subject when nothing is asked.
     """
 
     say: int = 12
     prefixes: int = 2
     implied: int = 3
     keep: int = 12
-    free: int = 2
 
 
 def choose_contexts(
@@ -93,35 +88,7 @@ def choose_contexts(
         chosen = generator.permutation(len(by_kind[kind]))[: max(0, count)]
         found += [make(by_kind[kind][i].prompt, by_kind[kind][i].text, "say") for i in chosen]
     kept = _unlike(survey.other, amounts.keep, generator)
-    found += [make(prompt, claim.text + claim.end, "keep") for prompt, claim in kept]
-    return found + _free_texts(asker, survey, amounts.free, generator)
-
-
-def _free_texts(asker: Asker, survey: Survey, count: int, generator: np.random.Generator) -> list[Context]:
-    """What the model writes after the subject's name, up to what the edit is to change.
-
-    The other contexts are single sentences; without these, edits disturb the stories around a subject.
-    """
-    tokenizer = asker.workspace.tokenizer
-    start = tokenizer.encode(survey.subject)
-    prompts = [start] * (_DRAWN * count)
-    drawn = asker.workspace.generate(prompts, _FREE_TOKENS, temperature=1.0, generator=generator)
-    changed = {survey.present, *(w.before.text.strip() for w in survey.wanted if w.kind == "implied")} - {""}
-    texts = [tokens[: _tokens_before(tokenizer, tokens, changed)] for tokens in drawn]
-    chosen = sorted(texts, key=len, reverse=True)[:count]
-    end = _subject_end(tokenizer, start, survey.subject)
-    return [Context((*start, *text), len(start), end, "keep") for text in chosen if text]
-
-
-def _tokens_before(tokenizer: Tokenizer, tokens: Sequence[int], names: Iterable[str]) -> int:
-    """How many tokens stand before the first of some names."""
-    pieces = [tokenizer.token_bytes(token, special=True) for token in tokens]
-    text = b"".join(pieces).decode(errors="replace")
-    places = [place[0] for name in names if (place := find_name(text, name))]
-    if not places:
-        return len(tokens)
-    before = len(text[: min(places)].rstrip().encode())
-    return int(np.searchsorted(np.cumsum([len(piece) for piece in pieces]), before, side="right"))
+    return found + [make(prompt, claim.text + claim.end, "keep") for prompt, claim in kept]
 
 
 def _unlike(answered: Sequence[Answered], count: int, generator: np.random.Generator) -> list[Answered]:
