@@ -33,7 +33,7 @@ class Losses:
     Attributes:
         nll: mean negative log-likelihood of each context's continuation, in nats.
         divergence: mean Kullback-Leibler divergence of the distributions over the
-            continuation from the unedited model's, in nats.
+            continuation from the unedited model's, in nats; 0 of contexts that are to change.
         margin: the least lead, over the continuation's tokens, of its logit over the
             next best one; above 0 greedy decoding would say it.
     """
@@ -49,7 +49,7 @@ class _Base:
 
     hidden: Floats  # (n_rows, n_embd) residual stream before layer L + 1
     keys: Floats  # (n_rows, n_ff) inputs of ffn_down
-    log_probabilities: Floats  # (n_target, n_vocab) of the continuation's tokens
+    log_probabilities: Floats | None  # (n_target, n_vocab) over the continuation, where that is kept
     readout: Floats = field(default_factory=lambda: np.zeros(0, np.float32))  # (n_rows,)
 
 
@@ -97,7 +97,7 @@ class Probes:
         return _Base(
             result.captured[residual][rows],
             result.captured[activation][rows],
-            _log_softmax(result.logits),
+            _log_softmax(result.logits) if context.goal == "keep" else None,
         )
 
     @property
@@ -210,13 +210,15 @@ def _log_softmax(logits: Floats) -> Floats:
     return result
 
 
-def _measure(logits: Floats, targets: Sequence[int], before: Floats) -> tuple[float, float, float]:
-    """Of the rows (n, n_vocab) that predict `targets`: nll, divergence from `before`, least margin."""
+def _measure(logits: Floats, targets: Sequence[int], before: Floats | None) -> tuple[float, float, float]:
+    """Of the rows (n, n_vocab) that predict `targets`: nll, divergence from any `before`, least margin."""
     after = _log_softmax(logits)
     rows = np.arange(len(targets))
     own = after[rows, targets].copy()
     nll = -float(own.mean())
-    divergence = float((np.exp(before) * (before - after)).sum(axis=-1).mean())
+    divergence = 0.0
+    if before is not None:
+        divergence = float((np.exp(before) * (before - after)).sum(axis=-1).mean())
     after[rows, targets] = -np.inf
     margin = float((own - after.max(axis=-1)).min())
     return nll, divergence, margin

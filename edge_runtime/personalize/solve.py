@@ -18,7 +18,7 @@ Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 
 RIDGE = 0.002  # of C's mean eigenvalue
-_COLUMNS = 512
+_ROWS, _COLUMNS = 128, 256  # of what is held in double precision beside the result
 STIFFNESS = 0.1  # lambda, where the edits' own keys have C-norms near 1
 
 
@@ -34,10 +34,12 @@ class KeyCovariance:
         n_samples, n_ff = samples.shape
         gram = np.zeros((n_samples, n_samples))
         for part in self._parts():
-            gram += part @ part.T
+            for start in range(0, n_samples, _ROWS):
+                rows = slice(start, start + _ROWS)
+                gram[rows] += part[rows] @ part.T
         self._ridge = ridge * float(np.trace(gram)) / (n_samples * n_ff)
         gram[np.diag_indices(n_samples)] += n_samples * self._ridge
-        self._factor = np.linalg.cholesky(gram)
+        self._gram = gram
 
     def _parts(self) -> Iterator[Doubles]:
         """The samples in double precision, some columns at a time: all of them would take much memory."""
@@ -51,7 +53,7 @@ class KeyCovariance:
         inner = np.zeros((len(self._samples), len(keys)))
         for start, part in zip(columns, self._parts(), strict=True):
             inner += part @ keys[:, start : start + _COLUMNS].T
-        inner = np.linalg.solve(self._factor.T, np.linalg.solve(self._factor, inner))
+        inner = np.linalg.solve(self._gram, inner)
         found = keys / self._ridge
         for start, part in zip(columns, self._parts(), strict=True):
             found[:, start : start + _COLUMNS] -= (part.T @ inner).T / self._ridge

@@ -133,7 +133,7 @@ class Workspace:
             the new tokens of each prompt, without the one that ends.
         """
         self.clear()
-        room = self.model.cells.n_cells
+        room = self.model.cells.n_cells // 2  # memory of cells that nothing used is none
         found: list[list[int]] = []
         waiting = [list(prompt) for prompt in prompts]
         while waiting:
