@@ -33,6 +33,12 @@ def dense(samples: NDArray[np.floating], ridge: float = RIDGE) -> NDArray[np.flo
     return wide.T @ wide / len(wide) + ridge * (wide**2).mean() * np.eye(wide.shape[1])
 
 
+def test_large_ones_are_taken_part_by_part() -> None:
+    samples, keys = drawn((300, 600), 1), drawn((3, 600), 2)
+    wanted = np.linalg.solve(dense(samples), keys.astype(np.float64).T).T
+    np.testing.assert_allclose(KeyCovariance(samples).whitened(keys), wanted, rtol=1e-6, atol=1e-9)
+
+
 @settings(max_examples=25, deadline=None)
 @given(count=st.integers(1, 90), n_keys=st.integers(1, 6), seed=st.integers(0, 1000))
 def test_woodbury_is_the_dense_inverse(count: int, n_keys: int, seed: int) -> None:

@@ -50,10 +50,10 @@ class KeyCovariance:
         """(n_keys, n_ff) rows ``C⁻¹ k``, by Woodbury's identity."""
         keys = np.asarray(keys, np.float64)
         columns = range(0, keys.shape[1], _COLUMNS)
-        inner = np.zeros((len(self._samples), len(keys)))
+        products = np.zeros((len(self._samples), len(keys)))
         for start, part in zip(columns, self._parts(), strict=True):
-            inner += part @ keys[:, start : start + _COLUMNS].T
-        inner = np.linalg.solve(self._gram, inner)
+            products += part @ keys[:, start : start + _COLUMNS].T
+        inner = np.linalg.solve(self._gram, products)
         found = keys / self._ridge
         for start, part in zip(columns, self._parts(), strict=True):
             found[:, start : start + _COLUMNS] -= (part.T @ inner).T / self._ridge
