@@ -7,8 +7,9 @@ from pathlib import Path
 
 from benchmarks.correctness_trained import requantized
 from edge_runtime.engine.engine import Engine, EngineOptions
+from edge_runtime.engine.gguf import GGUFFile
 from edge_runtime.personalize.preparing import prepare
-from edge_runtime.personalize.statistics import load_statistics, save_statistics, statistics_path
+from edge_runtime.personalize.statistics import load_statistics, save_statistics
 from models.demo.paths import MODEL_PATH
 
 _CACHE = Path(__file__).parent.parent / ".cache" / "benchmarks"
@@ -20,14 +21,13 @@ def demo_models() -> Mapping[str, Path]:
 
 
 def _requantized() -> Path:
-    """The demo model as Q4_0, by llama.cpp's quantizer; made once, like its statistics."""
+    """The demo model as Q4_0, by llama.cpp's quantizer; made once. Its statistics are this program's."""
     _CACHE.mkdir(parents=True, exist_ok=True)
     path = _CACHE / "edge-demo-q4_0.gguf"
     if not path.exists():
         requantized(MODEL_PATH, "Q4_0", path.with_suffix(".unfinished")).replace(path)
-    if not statistics_path(path).exists():
-        with Engine.load(path, EngineOptions(threads=1)) as engine:
-            with Engine.load(MODEL_PATH, EngineOptions(threads=1)) as other:
-                layer = load_statistics(other.gguf).layer
-            save_statistics(prepare(engine, layers=[layer]), engine.gguf)
+    with GGUFFile(MODEL_PATH) as other:
+        layer = load_statistics(other).layer
+    with Engine.load(path, EngineOptions(threads=1)) as engine:
+        save_statistics(prepare(engine, layers=[layer]), engine.gguf)
     return path
