@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from benchmarks.edits_profile import median_profile
 from benchmarks.engine import tiny_llama
 from benchmarks.report import Report
+from edge_runtime.daemon.allocator import give_memory_back
 from edge_runtime.engine.batch import Batch
 from edge_runtime.engine.engine import Engine, EngineOptions
 from edge_runtime.personalize.asking import ANSWER_TOKENS
@@ -243,4 +244,5 @@ _SIDES: dict[str, Callable[[dict[str, Any]], dict[str, float]]] = {
 }
 
 if __name__ == "__main__":
+    give_memory_back()  # as the daemon does
     print(json.dumps(_SIDES[sys.argv[1]](json.loads(Path(sys.argv[2]).read_text()))))

@@ -124,6 +124,6 @@ def opened_arrays(path: Path, remedy: str) -> Iterator[ArrayFile]:
             yield ArrayFile(path, archive, remedy)
     # RuntimeError: encrypted, or JSON that nests too deeply.
     except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise ModelFileError(f"{path}: {str(error) or type(error).__name__}; {remedy}") from error
+        raise ModelFileError(f"{path}: {str(error)[:200] or type(error).__name__}; {remedy}") from error
     except (ValueError, OverflowError) as error:  # no JSON, or parts that do not fit together
         raise ModelFileError(f"{path}: {str(error)[:200]}; {remedy}") from error

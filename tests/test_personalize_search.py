@@ -154,7 +154,7 @@ def test_along_a_guide_the_slope_is_measured_and_not_drawn(demo_model: Path) -> 
         # At the start what is kept is flat, so all that is estimated is of the one context to be said.
         estimate = SpreadSigns(1, distance=0.1, guided=True).gradient(objective, objective.start, 0)
         distance = 0.1 * objective.scale
-        ahead = objective.values(distance * guide[None], np.array([said]))[0]
+        ahead = objective.values((distance * guide[None]).astype(np.float32), np.array([said]))[0]
     slope = objective.weights[said] * (ahead - objective.start.values[said]) / distance
     assert float(estimate @ guide) == pytest.approx(slope, rel=0.02)
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from edge_runtime.personalize.objective import Objective, Point
 from edge_runtime.personalize.signs import signs
 
+Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 
 _LEAST_STEEPNESS = 0.05  # of a context with next to nothing to gain: it is still looked at
@@ -58,22 +59,24 @@ class SpreadSigns:
         width = len(point.delta)
         contexts = self._assigned(objective, point, step)
         # Columns of length one: a direction's square sums to 1.
-        directions = signs(self._seed, step, self._directions, width) / np.sqrt(width)
+        directions = signs(self._seed, step, self._directions, width) / np.sqrt(np.float32(width))
         shares = width * objective.weights[contexts] / np.bincount(contexts)[contexts]
         if self._guided:
             estimate = self._with_guides(objective, point, directions, contexts, shares)
         else:
-            estimate = (shares * self._slopes(objective, point, directions, contexts)) @ directions
+            slopes = self._slopes(objective, point, directions, contexts)
+            estimate = (shares * slopes).astype(np.float32) @ directions
         return estimate + 2 * objective.decay * point.delta
 
     def _slopes(
-        self, objective: Objective, point: Point, directions: Doubles, contexts: NDArray[np.int64]
+        self, objective: Objective, point: Point, directions: Floats, contexts: NDArray[np.int64]
     ) -> Doubles:
         """(n,) of each direction on its context."""
-        distance = self._distance * objective.scale
-        ahead = objective.values(point.delta + distance * directions, contexts)
+        distance = np.float32(self._distance * objective.scale)
+        here = point.delta.astype(np.float32)
+        ahead = objective.values(here + distance * directions, contexts)
         if self._antithetic:
-            behind = objective.values(point.delta - distance * directions, contexts)
+            behind = objective.values(here - distance * directions, contexts)
             slopes: Doubles = (ahead - behind) / (2 * distance)
         else:
             slopes = (ahead - point.values[contexts]) / distance
@@ -83,7 +86,7 @@ class SpreadSigns:
         self,
         objective: Objective,
         point: Point,
-        directions: Doubles,
+        directions: Floats,
         contexts: NDArray[np.int64],
         shares: Doubles,
     ) -> Doubles:
@@ -91,7 +94,10 @@ class SpreadSigns:
         said = np.flatnonzero(objective.says)
         guides = objective.guides
         slopes = self._slopes(
-            objective, point, np.concatenate([directions, guides]), np.concatenate([contexts, said])
+            objective,
+            point,
+            np.concatenate([directions, guides], dtype=np.float32),
+            np.concatenate([contexts, said]),
         )
         random = shares * slopes[: len(directions)]
         along = np.zeros((len(objective.says), directions.shape[1]))

@@ -83,9 +83,9 @@ class Objective:
             for delta, row, margins, loss in zip(deltas, values, found.margin, losses, strict=True)
         ]
 
-    def values(self, deltas: Doubles, contexts: NDArray[np.integer]) -> Doubles:
+    def values(self, deltas: Floats, contexts: NDArray[np.integer]) -> Doubles:
         """(n,) loss of context ``contexts[i]`` at ``deltas[i]``."""
-        return self._chosen(self.probes.losses(deltas.astype(np.float32), contexts), contexts)
+        return self._chosen(self.probes.losses(deltas, contexts), contexts)
 
     def _chosen(self, found: Losses, contexts: NDArray[np.integer]) -> Doubles:
         chosen: Doubles = np.where(self.says[contexts], found.nll, found.divergence)

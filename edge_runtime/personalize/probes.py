@@ -154,15 +154,17 @@ class Probes:
 
     def _parts(self, contexts: Sequence[int] | NDArray[np.integer]) -> Iterator[range]:
         """What one forward pass takes."""
-        start = rows = 0
+        start = rows = predicted = 0
         most = self._workspace.n_sequences - len(self.contexts)
         most_rows = min(self._workspace.rows, self._cells.n_free)
         for index, number in enumerate(contexts):
-            count = len(self._bases[number].hidden)
-            if index > start and (rows + count > most_rows or index - start == most):
+            count, targets = len(self._bases[number].hidden), len(self.contexts[number].targets)
+            full = rows + count > most_rows or predicted + targets > self._workspace.logit_rows
+            if index > start and (full or index - start == most):
                 yield range(start, index)
-                start, rows = index, 0
+                start, rows, predicted = index, 0, 0
             rows += count
+            predicted += targets
         if start < len(contexts):
             yield range(start, len(contexts))
 

@@ -21,8 +21,8 @@ def signs(seed: int, step: int, count: int, width: int) -> NDArray[np.float32]:
     # Sylvester's matrix: the sign of entry (i, j) is the parity of the bits that i and j share.
     shared = rows[:, None] & columns[None, :]
     for shift in (16, 8, 4, 2, 1):
-        shared ^= shared >> np.uint64(shift)
-    negative = (shared & np.uint64(1)).astype(np.uint8) ^ bits
+        shared ^= shared >> np.uint32(shift)
+    negative = (shared & np.uint32(1)).astype(np.uint8) ^ bits
     return np.float32(1) - 2 * negative.astype(np.float32)
 
 
@@ -31,7 +31,7 @@ def _bits(generator: np.random.Philox, count: int) -> NDArray[np.uint8]:
     return np.unpackbits(words.view(np.uint8), bitorder="little")[:count]
 
 
-def _order(generator: np.random.Philox, count: int) -> NDArray[np.uint64]:
+def _order(generator: np.random.Philox, count: int) -> NDArray[np.uint32]:
     """0 .. count - 1 in a random order."""
     words = np.atleast_1d(generator.random_raw(count))
-    return np.argsort(words, kind="stable").astype(np.uint64)
+    return np.argsort(words, kind="stable").astype(np.uint32)

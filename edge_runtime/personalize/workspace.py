@@ -22,7 +22,7 @@ _CELLS = 1024
 _SEQUENCES = 256
 _ROWS = 128
 _LEAST_ROWS = 16
-_LOGITS = 1 << 21  # that are held at once
+_LOGITS = 3 << 19  # that are held at once, twice: by the kernels and by numpy
 
 
 class Workspace:
@@ -66,6 +66,11 @@ class Workspace:
     def n_sequences(self) -> int:
         """Sequences that can be kept apart."""
         return self.model.cells.n_sequences
+
+    @property
+    def logit_rows(self) -> int:
+        """Tokens whose logits are computed at once."""
+        return max(_LEAST_ROWS, _LOGITS // self.hyperparameters.n_vocab)
 
     @property
     def nbytes(self) -> int:
@@ -151,8 +156,7 @@ class Workspace:
         """Negative log-likelihood, in nats, of each text after its first token."""
         self.clear()
         found: list[float] = []
-        most = min(self.rows, max(_LEAST_ROWS, _LOGITS // self.hyperparameters.n_vocab))
-        for part in self._batches(texts, most):
+        for part in self._batches(texts, min(self.rows, self.logit_rows)):
             batch = _whole([texts[number] for number in part], range(len(part)))
             logits = self.forward(batch).logits
             row = 0
