@@ -228,7 +228,8 @@ def _inference(profile: dict[str, Any]) -> dict[str, float]:
 
 
 def _answer(engine: Engine) -> None:
-    """Plain inference: a prompt of some length, and an answer."""
+    """Plain inference as the daemon's: a prompt of some length, and an answer."""
+    give_memory_back()
     prompt = np.random.default_rng(2).integers(3, engine.hyperparameters.n_vocab, _PROMPT_TOKENS)
     list(engine.generate([int(token) for token in prompt], max_tokens=_PLAIN_TOKENS))
 
@@ -244,5 +245,4 @@ _SIDES: dict[str, Callable[[dict[str, Any]], dict[str, float]]] = {
 }
 
 if __name__ == "__main__":
-    give_memory_back()  # as the daemon does
     print(json.dumps(_SIDES[sys.argv[1]](json.loads(Path(sys.argv[2]).read_text()))))
