@@ -96,9 +96,10 @@ edit_limits: dict[str, st.SearchStrategy[Any]] = {
 edit_name = st.one_of(st.sampled_from(["1", "edit-1", "-1", "9" * 40]), text)
 named_edits = {
     f"Personalization/{name}": st.builds(getattr(personalization_pb2, f"{name}Request"), name=edit_name)
-    for name in ("Follow", "Cancel", "Show", "Revert")
+    for name in ("Follow", "Cancel", "Show", "Revert", "Reapply")
 }
 REQUESTS: dict[str, st.SearchStrategy[Any]] = {
+    "Personalization/Remove": st.builds(personalization_pb2.RemoveEditRequest, name=edit_name),
     "Inference/Generate": st.one_of(
         st.builds(inference_pb2.GenerateRequest, text=text, **common),
         st.builds(inference_pb2.GenerateRequest, tokens=token_ids, **common),

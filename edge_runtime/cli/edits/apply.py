@@ -11,7 +11,10 @@ from edge_runtime.cli.options import json_option
 @click.argument("names", nargs=-1, required=True, metavar="NAME|NUMBER...")
 @json_option
 def command(names: tuple[str, ...], as_json: bool) -> None:
-    """Apply edits or adapters that were rejected or undone, as they were found."""
+    """Apply edits that were rejected or undone.
+
+    They come back as they were found, without a new search; so do adapters.
+    """
     from edge_runtime.cli.edits.desk import any_desk
     from edge_runtime.cli.edits.view import tell_changed
 

@@ -11,7 +11,10 @@ from edge_runtime.cli.options import json_option
 @click.argument("names", nargs=-1, required=True, metavar="NAME|NUMBER...")
 @json_option
 def command(names: tuple[str, ...], as_json: bool) -> None:
-    """Delete edits or adapters that are not applied, with what they were asked for."""
+    """Delete edits that are not applied.
+
+    What they were asked for goes with them; adapters can be deleted too.
+    """
     from edge_runtime.cli.edits.desk import any_desk
     from edge_runtime.cli.edits.view import tell_changed
 
